@@ -1,0 +1,40 @@
+# Everything from a fresh clone needs only Python ≥ 3.11, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= glyphs
+NAME := $(basename $(notdir $(abspath $(DATA))))
+
+.PHONY: demo test check format clean
+.DELETE_ON_ERROR:
+
+# The main job, on the embedded data or on your own: make demo DATA=/path/to/folder
+demo: .venv/run.stamp
+	@test -e datasets/$(NAME)/dataset.json || $(BIN)/pixtok data build '$(DATA)' datasets/$(NAME) --image_size 64
+	$(BIN)/pixtok train experiments/demo.py --data.path datasets/$(NAME) --run_dir runs/demo-$(NAME)
+
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal -q
+
+# The static checks alone; pre-commit runs them too.
+check: .venv/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+format: .venv/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pixtok needs Python 3.11 or later: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

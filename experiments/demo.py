@@ -1,0 +1,25 @@
+"""Read rendered digits and words: the smallest whole run.
+
+pixtok data build glyphs datasets/glyphs
+pixtok train experiments/demo.py
+"""
+
+from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="demo",
+        model=PRESETS["tiny"],
+        data=Data(path="datasets/glyphs", slots=168, windows=128),
+        train=Train(
+            steps=400,
+            batch_size=4,
+            learning_rate=2e-3,
+            warmup_steps=40,
+            dtype="float32",
+            remat="none",
+            eval_every=100,
+        ),
+        checkpoint=Checkpoint(every=100),
+    )

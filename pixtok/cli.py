@@ -1,0 +1,237 @@
+"""The command line: each verb parses and calls; everything it does can be imported."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+from pixtok import config
+from pixtok.data.build import Settings
+from pixtok.errors import ExitCode, InputError, NotFiniteError
+
+T = TypeVar("T")
+
+
+def _parse(cls: type[T], args: Sequence[str], prog: str, **default: Any) -> T:
+    """Parse flags into a dataclass.  What tyro says of an error in a box becomes one line: InputError."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.cli(cls, args=list(args), prog=prog, use_underscores=True, **default)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            print(out.getvalue(), end="")
+            raise
+        raise InputError(_one_line(err.getvalue() or out.getvalue(), prog)) from None
+
+
+def _one_line(box: str, prog: str) -> str:
+    rule = re.compile(r"^[\s─━\-╭╮╰╯│|]*$")
+    lines = [line.strip(" │|") for line in box.splitlines() if not rule.match(line)]
+    text = " ".join(lines[1:])  # after the title
+    message = re.split(r"Argument helptext:|Perhaps you meant:|For full helptext|Full helptext", text)[0].strip()
+    unknown = re.match(r"Unrecognized options: (\S+?)(,|\s|$)", message)
+    if unknown:
+        near = re.search(r"Perhaps you meant:\s+(--[\w.\-]+)", text)
+        hint = f"; did you mean {near[1]}?" if near else ""
+        message = f"unknown option {unknown[1]}{hint}"
+    return f"{prog}: {message} (`{prog} --help` lists all options)"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+@dataclass(frozen=True)
+class _Train:
+    experiment: Annotated[config.Experiment, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Where the run goes, and is resumed from; runs/NAME by default."""
+    init: Path | None = None
+    """Begin with the weights of this run."""
+
+
+def train(args: Sequence[str]) -> ExitCode:
+    """EXPERIMENT.py [--a.b VALUE …] [--run_dir DIR] [--init RUN]: train; resumes by itself"""
+    if not args or args[0].startswith("-"):
+        raise InputError("pixtok train wants an experiment file first, like experiments/demo.py")
+    loaded = config.load(Path(args[0]))
+    parsed = _parse(_Train, args[1:], f"pixtok train {args[0]}", default=_Train(loaded))
+    from pixtok.train import Trainer
+
+    run_dir = parsed.run_dir or Path("runs") / parsed.experiment.name
+    command = ["pixtok", "train", *args]
+    code = Trainer(parsed.experiment, run_dir, init=parsed.init, command=command).run()
+    print(f"{run_dir}: {', '.join(sorted(path.name for path in run_dir.iterdir()))}")
+    return code
+
+
+@dataclass(frozen=True)
+class _Eval:
+    run: Positional[Path]
+    """A run directory."""
+    data: str | None = None
+    """Another data set than the run's own."""
+    split: str = "validation"
+    """train, validation or test."""
+    step: int | None = None
+    """Another checkpoint than the latest."""
+
+
+def evaluate(args: Sequence[str]) -> ExitCode:
+    """RUN [--data PATH] [--split S] [--step N]: score a data set, as one JSON object"""
+    parsed = _parse(_Eval, args, "pixtok eval")
+    from pixtok.evaluate import evaluate as score
+
+    print(json.dumps(score(parsed.run, data=parsed.data, split=parsed.split, step=parsed.step), indent=2))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _Build:
+    source: Positional[str]
+    """A folder of images, a tar of image/.txt/.json triples, a folder of mixed text files, the name of a TFDS
+    data set, or `glyphs`."""
+    out: Positional[Path]
+    """Where the data set goes."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+
+
+def data_build(args: Sequence[str]) -> ExitCode:
+    """SOURCE OUT: make a data set from images, documents, TFDS, or `glyphs`"""
+    parsed = _parse(_Build, args, "pixtok data build")
+    from pixtok.data.build import build
+
+    manifest = build(parsed.source, parsed.out, parsed.settings)
+    counts = ", ".join(f"{count} {split}" for split, count in manifest.documents.items())
+    print(f"{parsed.out}: {counts}; {manifest.images} images, {manifest.text_tokens} text tokens, {manifest.bad} bad")
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _Info:
+    path: Positional[Path]
+    """A data set."""
+    picture: Path | None = None
+    """Draw some of its documents, as they are and colour-folded, into this PNG."""
+    fold_factor: int = 16
+    """Fold factor of the picture."""
+
+
+def data_info(args: Sequence[str]) -> ExitCode:
+    """PATH [--picture PNG]: what a data set holds"""
+    parsed = _parse(_Info, args, "pixtok data info")
+    from pixtok.data import picture
+    from pixtok.data.index import Dataset
+
+    dataset = Dataset(parsed.path)
+    print(_table(picture.facts(dataset)))
+    if parsed.picture is not None:
+        picture.sheet(dataset, parsed.fold_factor).save(parsed.picture)
+        print(parsed.picture)
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _Vocab:
+    source: Positional[str]
+    """Any source of `pixtok data build`."""
+    out: Positional[Path]
+    """Where the tokenizer.json goes."""
+    size: int = 4096
+    """Number of ids, the six special ones included."""
+
+
+def data_vocab(args: Sequence[str]) -> ExitCode:
+    """SOURCE OUT.json [--size N]: train a byte-level BPE vocabulary on the text of a source"""
+    parsed = _parse(_Vocab, args, "pixtok data vocab")
+    from pixtok.data.build import train_vocabulary
+
+    size = train_vocabulary(parsed.source, parsed.out, parsed.size)
+    print(f"{parsed.out}: {size} ids")
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _BenchData:
+    path: str | None = None
+    """Measure this data set too."""
+    seconds: float = 5.0
+    """Time for each row of the table."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def bench_data(args: Sequence[str]) -> ExitCode:
+    """[--path DATA] [--json]: documents/s and pixels/s of the loader on one core"""
+    parsed = _parse(_BenchData, args, "pixtok bench data")
+    from pixtok import bench
+
+    rows = bench.data(parsed.path, parsed.seconds)
+    if parsed.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(
+            _table(
+                [
+                    list(rows[0]),
+                    *([f"{v:,.0f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows),
+                ]
+            )
+        )
+    return ExitCode.DONE
+
+
+VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
+    "train": train,
+    "eval": evaluate,
+    "data build": data_build,
+    "data info": data_info,
+    "data vocab": data_vocab,
+    "bench data": bench_data,
+}
+
+
+def _usage() -> str:
+    lines = [f"  pixtok {verb} {function.__doc__}" for verb, function in VERBS.items()]
+    return "\n".join(["usage: pixtok VERB …  (`pixtok VERB --help` lists its options)", "", *lines])
+
+
+def run(args: Sequence[str]) -> ExitCode:
+    """Run one verb.  Raises InputError, NotFiniteError."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return ExitCode.DONE
+    for words in (2, 1):
+        if verb := VERBS.get(" ".join(args[:words])):
+            return verb(args[words:])
+    raise InputError(f"pixtok has no verb `{' '.join(args[:2])}`; it has {', '.join(VERBS)}")
+
+
+def main() -> None:
+    """Entry point of the command `pixtok`."""
+    import absl.logging
+
+    # Libraries log their every step as information; what users need, pixtok says itself.
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    try:
+        code = run(sys.argv[1:])
+    except InputError as error:
+        print(f"pixtok: {error}", file=sys.stderr)
+        code = ExitCode.BAD_INPUT
+    except NotFiniteError as error:
+        print(f"pixtok: {error}", file=sys.stderr)
+        code = ExitCode.NOT_FINITE
+    except KeyboardInterrupt:
+        print("pixtok: interrupted", file=sys.stderr)
+        code = ExitCode.INTERRUPTED
+    sys.exit(int(code))

@@ -1,0 +1,280 @@
+"""Every setting, once: frozen dataclasses, their checks, the presets, and JSON."""
+
+import dataclasses
+import importlib.util
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pixtok import fold
+from pixtok.errors import InputError
+
+MAX_COLOURS = 32_768
+"""The unified head and the pixel table take one row per folded colour up to this many."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stack of transformer blocks."""
+
+    width: int
+    """Width E."""
+    layers: int
+    """Number of blocks."""
+    heads: int
+    """Query heads H; the width of a head is E / H."""
+    kv_heads: int
+    """Key/value heads K, a divisor of H."""
+
+    @property
+    def head_width(self) -> int:
+        """D."""
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the SwiGLU: 3·E, as in UPW."""
+        return 3 * self.width
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the model is."""
+
+    encoder: Stream
+    """The pixel encoder."""
+    trunk: Stream
+    """The causal decoder over words and window summaries."""
+    vocab_size: int = 262
+    """Word ids V, special tokens included; 262 is the byte vocabulary."""
+    fold_factor: int = 16
+    """Fold factor F: a channel has 256 / F levels."""
+    window: int = 16
+    """Side of a window, in pixels."""
+    variant: Literal["pixtok", "upw"] = "pixtok"
+    """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
+    `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which data set, and how its documents become rows."""
+
+    path: str
+    """A data set made by `pixtok data build`."""
+    image_size: int | None = None
+    """Bring images down to this long side, in pixels; None: as they are in the data set."""
+    slots: int = 256
+    """Slots S of a row: words and windows."""
+    windows: int = 64
+    """Window slots M of a row."""
+    threads: int = 2
+    """Threads that read ahead, one batch each."""
+    workers: int = 0
+    """Processes that read ahead; 0: none, only the threads."""
+    max_bad: float = 0.01
+    """Stop when more than this share of the split's documents cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the model is trained."""
+
+    steps: int
+    """Number of optimizer steps."""
+    batch_size: int
+    """Rows B of a global batch."""
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    final_rate: float = 0.1
+    """The cosine ends at this share of the peak learning rate."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices only: not on norms and embeddings."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
+    microbatches: int = 1
+    """Accumulate the gradient over this many parts of a batch."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of activations; weights, optimizer and loss are float32."""
+    remat: Literal["none", "block"] = "block"
+    """`block`: compute each block's activations again in the backward pass instead of keeping them."""
+    seed: int = 0
+    """Of the initial weights and of the order of the data."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 200
+    """Steps between evaluations on the validation split; there is one before the first step and one at the end."""
+    eval_batches: int = 8
+    """Batches of such an evaluation."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved."""
+
+    every: int = 500
+    """Steps between checkpoints; there is always one at the end."""
+    keep: int = 3
+    """Keep the latest so many."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis; −1: all that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its share of the batch."""
+    fsdp: int = 1
+    """Like data, with the weights split as well."""
+    window: int = 1
+    """Windows of a row side by side."""
+    tensor: int = 1
+    """Heads, hidden widths and vocabulary split."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run depends on."""
+
+    name: str
+    """Runs go to runs/NAME unless --run_dir says otherwise."""
+    model: Model
+    data: Data
+    train: Train
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+UPW = Model(
+    encoder=Stream(width=768, layers=5, heads=12, kv_heads=6),
+    trunk=Stream(width=768, layers=12, heads=12, kv_heads=6),
+    vocab_size=6,
+    fold_factor=16,
+    window=16,
+    variant="upw",
+)
+
+PRESETS = {
+    "upw-image": UPW,
+    "upw-mixed": dataclasses.replace(UPW, vocab_size=32_000),
+    "tiny": Model(
+        encoder=Stream(width=64, layers=2, heads=2, kv_heads=1),
+        trunk=Stream(width=128, layers=4, heads=4, kv_heads=2),
+        fold_factor=32,
+        window=8,
+    ),
+}
+"""Models by name: UPW's two (arXiv 2605.14028) and one that a laptop trains in minutes."""
+
+
+def _require(holds: bool, name: str, wanted: str, got: Any) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {wanted}; got {got}")
+
+
+def validate(experiment: Experiment) -> None:
+    """Raises InputError, with the setting to change, when an experiment cannot be run."""
+    model, data, train = experiment.model, experiment.data, experiment.train
+    factor = model.fold_factor
+    _require(factor in fold.FACTORS, "model.fold_factor", "a power of two from 1 to 256", factor)
+    _require(
+        fold.colours(factor) <= MAX_COLOURS,
+        "model.fold_factor",
+        f"8 or more (the head has a row for each of at most {MAX_COLOURS:,} colours)",
+        f"{factor}, which leaves {fold.colours(factor):,} colours",
+    )
+    _require(model.vocab_size >= 6, "model.vocab_size", "at least 6, the special tokens", model.vocab_size)
+    _require(model.window >= 1, "model.window", "at least 1", model.window)
+    for name in ("encoder", "trunk"):
+        stream: Stream = getattr(model, name)
+        for size in ("width", "layers", "heads", "kv_heads"):
+            _require(getattr(stream, size) >= 1, f"model.{name}.{size}", "at least 1", getattr(stream, size))
+        width, heads, kv_heads = stream.width, stream.heads, stream.kv_heads
+        _require(width % heads == 0, f"model.{name}.width", f"a multiple of model.{name}.heads = {heads}", width)
+        _require(
+            heads % kv_heads == 0,
+            f"model.{name}.heads",
+            f"a multiple of model.{name}.kv_heads = {kv_heads}",
+            heads,
+        )
+        turns = 4 if (name, model.variant) == ("encoder", "pixtok") else 2
+        _require(
+            stream.head_width % turns == 0,
+            f"model.{name}.width / heads",
+            f"a multiple of {turns}, for the rotary positions",
+            stream.head_width,
+        )
+    for name, value in (
+        ("data.slots", data.slots - 1),  # a row must hold at least <s> </s>
+        ("data.windows", data.windows),
+        ("data.threads", data.threads),
+        ("train.steps", train.steps),
+        ("train.batch_size", train.batch_size),
+        ("train.microbatches", train.microbatches),
+        ("train.log_every", train.log_every),
+        ("train.eval_every", train.eval_every),
+        ("train.eval_batches", train.eval_batches),
+        ("checkpoint.every", experiment.checkpoint.every),
+        ("checkpoint.keep", experiment.checkpoint.keep),
+    ):
+        _require(
+            value >= 1,
+            name,
+            "at least 2" if name == "data.slots" else "at least 1",
+            value + (name == "data.slots"),
+        )
+    _require(data.workers >= 0, "data.workers", "at least 0", data.workers)
+    _require(train.warmup_steps >= 0, "train.warmup_steps", "at least 0", train.warmup_steps)
+    _require(train.learning_rate > 0, "train.learning_rate", "positive", train.learning_rate)
+    _require(train.clip_norm > 0, "train.clip_norm", "positive", train.clip_norm)
+    _require(train.weight_decay >= 0, "train.weight_decay", "at least 0", train.weight_decay)
+    for name, share in (("train.final_rate", train.final_rate), ("data.max_bad", data.max_bad)):
+        _require(0 <= share <= 1, name, "a share from 0 to 1", share)
+    _require(
+        train.batch_size % train.microbatches == 0,
+        "train.batch_size",
+        f"a multiple of train.microbatches = {train.microbatches}",
+        train.batch_size,
+    )
+
+
+def load(path: Path) -> Experiment:
+    """Run the `config()` of an experiment file.  Raises InputError when there is none."""
+    spec = importlib.util.spec_from_file_location(f"pixtok_experiment_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"no experiment at {path}: give a Python file that defines config(), like experiments/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    made = module.config() if hasattr(module, "config") else None
+    if not isinstance(made, Experiment):
+        raise InputError(f"{path} must define `def config() -> pixtok.config.Experiment`")
+    return made
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all settings."""
+    for item in dataclasses.fields(value):
+        inner = getattr(value, item.name)
+        if dataclasses.is_dataclass(inner):
+            yield from flatten(inner, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, inner
+
+
+def from_json(cls: Any, content: dict[str, Any]) -> Any:
+    """The inverse of `dataclasses.asdict`.  Raises InputError on a setting that this version does not have."""
+    types = typing.get_type_hints(cls)
+    if unknown := set(content) - set(types):
+        raise InputError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}: another version wrote it")
+    return cls(
+        **{
+            name: from_json(types[name], value) if dataclasses.is_dataclass(types[name]) else value
+            for name, value in content.items()
+        }
+    )

@@ -1,0 +1,126 @@
+"""Which documents share a row: planned ahead from the index alone."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from pixtok import windows
+from pixtok.data.images import fit
+from pixtok.data.index import Index
+from pixtok.errors import InputError
+
+_CHUNK = 4096
+
+
+class Pieces(NamedTuple):
+    """Documents, or parts of documents that are longer than a row."""
+
+    document_P: Int64[np.ndarray, " P"]
+    start_P: Int64[np.ndarray, " P"]
+    """First slot of the document that belongs to the piece."""
+    stop_P: Int64[np.ndarray, " P"]
+    windows_P: Int64[np.ndarray, " P"]
+
+
+class Plan(NamedTuple):
+    """R rows of pieces: row r holds piece_P[start_R[r] : start_R[r + 1]]."""
+
+    pieces: Pieces
+    piece_P: Int64[np.ndarray, " P"]
+    start_R: Int64[np.ndarray, " R+1"]
+
+
+def _windows_of(part_T2: np.ndarray, side: int, image_size: int | None) -> np.ndarray:
+    """Number of windows of each part; 0 for text."""
+    sizes, which_T = np.unique(part_T2, axis=0, return_inverse=True)
+    counts = [math.prod(windows.grid(*fit(h, w, image_size), side)) if h else 0 for h, w in sizes.tolist()]
+    return np.array(counts, np.int64)[which_T.ravel()]
+
+
+def _cut(sizes: list[tuple[int, int]], slots: int, window_limit: int) -> list[tuple[int, int, int]]:
+    """Cut one document of parts (slots, windows) into pieces (start, stop, windows): text anywhere, images never."""
+    pieces, start, position, held = [], 0, 0, 0
+    for length, count in sizes:
+        while position + length - start > slots or held + count > window_limit:
+            room = slots - (position - start) if not count else 0
+            if position + room > start:
+                pieces.append((start, position + room, held))
+            position, length, held = position + room, length - room, 0
+            start = position
+        position, held = position + length, held + count
+    return [*pieces, (start, position, held)]
+
+
+def cut(index: Index, split: int, slots: int, window_limit: int, side: int, image_size: int | None) -> Pieces:
+    """The pieces of all documents of a split.
+
+    Raises InputError when the split is empty, or an image alone is larger than a row.
+    """
+    document_N = np.flatnonzero(index.split_N == split)
+    if not len(document_N):
+        raise InputError(
+            "the split holds no documents: build the data set with a larger --validation or --test share, "
+            "or from more documents"
+        )
+    windows_T = _windows_of(index.part_T2, side, image_size)
+    slots_T = np.where(windows_T > 0, windows_T + 2, index.part_T2[:, 1])
+    # Sums over the parts of each document, by differences of running sums.
+    slot_sum, window_sum = (np.concatenate([[0], array.cumsum()]) for array in (slots_T, windows_T))
+    first, last = index.start_N[document_N], index.start_N[document_N + 1]
+    length_N = slot_sum[last] - slot_sum[first] + 2  # <s> and </s>
+    count_N = window_sum[last] - window_sum[first]
+    if (windows_T > window_limit).any() or (slots_T[windows_T > 0] > slots).any():
+        largest = int(windows_T.max())
+        raise InputError(
+            f"an image of {largest} windows does not fit in a row of {window_limit} windows and {slots} slots: raise "
+            f"data.windows to {largest} and data.slots to {largest + 2} or more, or lower data.image_size"
+        )
+    fits = (length_N <= slots) & (count_N <= window_limit)
+    whole = np.stack([document_N, np.zeros_like(document_N), length_N, count_N], 1)[fits]
+    parts = [
+        (document, *piece)
+        for document, start, stop in zip(document_N[~fits], first[~fits], last[~fits], strict=True)
+        for piece in _cut(
+            [(1, 0), *zip(slots_T[start:stop], windows_T[start:stop], strict=True), (1, 0)],
+            slots,
+            window_limit,
+        )
+    ]
+    table = np.concatenate([whole, np.array(parts, np.int64).reshape(-1, 4)]).astype(np.int64)
+    return Pieces(*table[np.argsort(table[:, 0], kind="stable")].T)
+
+
+def plan(pieces: Pieces, slots: int, window_limit: int, seed: int) -> Plan:
+    """Pack pieces into rows: shuffled from `seed`, then best fit by falling size within chunks of 4096.
+
+    What shares a row never sees it, so one plan serves all epochs; the loader shuffles rows anew in each.
+    """
+    order = np.random.default_rng(seed).permutation(len(pieces.document_P))
+    length_P = pieces.stop_P - pieces.start_P
+    rows: list[list[int]] = []
+    for chunk in np.array_split(order, -(-len(order) // _CHUNK)):
+        # The scarcer of the two capacities decides which piece is large.
+        share = np.maximum(length_P[chunk] / slots, pieces.windows_P[chunk] / window_limit)
+        free = np.empty((len(chunk), 2), np.int64)
+        used = 0
+        own: list[list[int]] = []
+        for piece in chunk[np.argsort(-share, kind="stable")]:
+            need = (length_P[piece], pieces.windows_P[piece])
+            left = free[:used] - need
+            fits = np.flatnonzero((left >= 0).all(1))
+            if len(fits):
+                row = int(fits[np.argmin((left[fits] / (slots, window_limit)).min(1))])
+            else:
+                row, used = used, used + 1
+                free[row] = slots, window_limit
+                own.append([])
+            free[row] -= need
+            own[row].append(int(piece))
+        rows += own
+    return Plan(
+        pieces,
+        np.array([piece for row in rows for piece in row], np.int64),
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    )

@@ -1,0 +1,22 @@
+"""What ends a run, and the exit code that says so."""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of every `pixtok` verb."""
+
+    DONE = 0
+    BUG = 1
+    BAD_INPUT = 2
+    NOT_FINITE = 5
+    PREEMPTED = 75
+    INTERRUPTED = 130
+
+
+class InputError(ValueError):
+    """Bad input: one line that says what was wanted, what came, and what to do.  Exit code 2."""
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or the gradient norm is not finite.  Exit code 5."""

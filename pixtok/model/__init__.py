@@ -1,0 +1,1 @@
+"""The unified model, as Linen modules.  Every parameter names its logical axes; `pixtok.sharding` maps them."""

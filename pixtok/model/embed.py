@@ -1,0 +1,57 @@
+"""Embeddings of words, of pixels, and of the place of a window in its image."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from pixtok.model.param import embedding, linear, matrix, param
+
+_PLACE_WAVES = 16
+
+
+class WordEmbed(nn.Module):
+    """Word ids (B, S) → (B, S, E)."""
+
+    size: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, word_BS: jax.Array) -> jax.Array:
+        table_VE = param(self, "table", (self.size, self.width), ("vocab", "embed"), embedding())
+        return table_VE.astype(self.dtype)[word_BS]
+
+
+class PixelEmbed(nn.Module):
+    """Folded colours → vectors of width E; row L³ of the table is padding."""
+
+    colours: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, pixel_BMW: jax.Array) -> jax.Array:
+        shape = (self.colours + 1, self.width)
+        table_CE = param(self, "table", shape, ("colour", "pixel_embed"), embedding())
+        return table_CE.astype(self.dtype)[pixel_BMW]
+
+
+class PlaceEmbed(nn.Module):
+    """(row, column, rows, columns) of windows (B, M, 4) → (B, M, E), for images of any size.
+
+    Sines and cosines of each number at wavelengths from 2 to about 2,000 windows, then a linear map.
+    """
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, place_BM4: jax.Array) -> jax.Array:
+        waves = np.pi / 2.0 ** np.linspace(0, 10, _PLACE_WAVES)
+        angle_BM4R = place_BM4.astype(jnp.float32)[..., None] * waves.astype(np.float32)
+        angle_BMR = angle_BM4R.reshape(*place_BM4.shape[:-1], 4 * _PLACE_WAVES)
+        wave_BMR = jnp.concatenate([jnp.sin(angle_BMR), jnp.cos(angle_BMR)], axis=-1)
+        size = wave_BMR.shape[-1]
+        kernel_RE = param(self, "kernel", (size, self.width), ("wave", "embed"), matrix(size))
+        return linear(wave_BMR.astype(self.dtype), kernel_RE)

@@ -1,0 +1,131 @@
+"""A run directory: `config.json`, and what may change when a run is resumed."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pixtok.config import Experiment, flatten, from_json
+from pixtok.data.index import Dataset
+from pixtok.errors import InputError
+
+FREE = (
+    "name",
+    "data.path",  # the data set itself is compared, by its fingerprint
+    "data.threads",
+    "data.workers",
+    "data.max_bad",
+    "train.steps",
+    "train.remat",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "checkpoint.",
+    "mesh.",
+)
+"""Settings that a resumed run may change: they do not alter what a step computes from its batch."""
+
+
+def data_fingerprint(dataset: Dataset) -> str:
+    """Equal for two data sets if and only if they hold the same documents of the same sizes."""
+    digest = hashlib.sha256()
+    for name in ("dataset.json", "index.npz"):
+        digest.update((dataset.path / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _git_revision() -> str | None:
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def write_config(run_dir: Path, experiment: Experiment, dataset: Dataset, command: Sequence[str]) -> None:
+    """Write `config.json`: the experiment, and all that is needed to repeat it."""
+    packages = ("pixtok", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    content = {
+        "experiment": dataclasses.asdict(experiment),
+        "data": {"fingerprint": data_fingerprint(dataset), "vocabulary": dataset.manifest.fingerprint},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: importlib.metadata.version(p) for p in packages},
+        },
+        "git": _git_revision(),
+        "command": list(command),
+    }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "config.json", content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file at once, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory that exists."""
+
+    path: Path
+
+    @functools.cached_property
+    def _content(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise InputError(
+                f"{self.path} is not a run: it has no config.json; give a directory that `pixtok train` made"
+            )
+        try:
+            return json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file} is damaged ({error})") from None
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment that the run was started with.  Raises InputError when there is none."""
+        return from_json(Experiment, self._content["experiment"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints.  Raises InputError when there is none yet."""
+        folder = self.path / "checkpoints"
+        if not folder.is_dir():
+            raise InputError(f"{self.path} holds no checkpoint yet")
+        return folder
+
+    @property
+    def vocabulary_fingerprint(self) -> str:
+        """Of the vocabulary of the data set that it was trained on."""
+        return self._content["data"]["vocabulary"]
+
+    def check_resumable(self, experiment: Experiment, dataset: Dataset) -> None:
+        """Raises InputError when resuming under this experiment would mix two different trainings."""
+        new = dict(flatten(experiment))
+        for name, old in flatten(self.experiment):
+            if new[name] != old and not name.startswith(FREE):
+                raise InputError(
+                    f"{self.path} was trained with {name} = {old}, and now it is {new[name]}: set --{name} {old} to "
+                    f"resume, or start anew with another --run_dir (--init {self.path} begins with its weights)"
+                )
+        if self._content["data"]["fingerprint"] != data_fingerprint(dataset):
+            raise InputError(
+                f"{self.path} was trained on another data set than {dataset.path}: give that one to resume, or start "
+                f"anew with another --run_dir (--init {self.path} begins with its weights)"
+            )

@@ -1,0 +1,127 @@
+"""The jitted functions of one experiment on one mesh: initial state, training step, evaluation step."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from einops import rearrange
+from flax import struct
+from jax import numpy as jnp
+
+from pixtok import likelihood, optim, sharding
+from pixtok.config import Experiment
+from pixtok.document import NO_TARGET, Rows, empty_row
+from pixtok.likelihood import Sums
+from pixtok.model.model import UnifiedModel
+
+
+class State(struct.PyTreeNode):
+    """All that training carries.  `step`, the number of steps done, is also the position in the data."""
+
+    step: Any
+    params: Any
+    optimizer: Any
+
+
+class Metrics(NamedTuple):
+    """Scalars of one training step, float32 but for the counts."""
+
+    sums: Sums
+    grad_norm: jax.Array
+    """Global norm of the gradient before clipping."""
+    learning_rate: jax.Array
+
+
+class Program:
+    """One experiment, compiled for one mesh."""
+
+    def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+        """Raises InputError when the experiment does not fit the mesh."""
+        sharding.check_batch(experiment, mesh)
+        self._train, self._vocab_size = experiment.train, experiment.model.vocab_size
+        self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
+        self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
+        self._rows = sharding.row_shardings(mesh)
+        one = sharding.replicated(mesh)
+        # The smallest rows that have every part: parameters depend on no other shape.
+        empty = empty_row(2, 1, experiment.model.fold_factor, experiment.model.window)
+        self._example = jax.tree.map(lambda array: array[None], empty)
+
+        boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
+        shardings = sharding.parameter_shardings(boxed, mesh)
+        self.abstract: State = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            nn.unbox(boxed),
+            shardings,
+        )
+        """Shapes, dtypes and shardings of the state; holds no memory."""
+        self._init = jax.jit(lambda key: nn.unbox(self._boxed_state(key)), out_shardings=shardings)
+        self._step = jax.jit(
+            self._train_step,
+            in_shardings=(shardings, self._rows),
+            out_shardings=(shardings, one),
+            donate_argnums=0,
+        )
+        self._evaluate = jax.jit(self._sums, in_shardings=(shardings.params, self._rows), out_shardings=one)
+
+    def _boxed_state(self, key: jax.Array) -> State:
+        params = self._model.init(key, self._example)["params"]
+        return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
+
+    def _sums(self, params: Any, rows: Rows) -> Sums:
+        logits_BSU, _ = self._model.apply({"params": params}, rows)
+        return likelihood.reference(logits_BSU, rows.target_BS, self._vocab_size)
+
+    def _train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
+        # Divide by the count of the whole batch, so that microbatches change nothing but the memory.
+        count = jnp.maximum(jnp.sum(rows.target_BS != NO_TARGET), 1).astype(jnp.float32)
+
+        def loss(params: Any, part: Rows) -> tuple[jax.Array, Sums]:
+            sums = self._sums(params, part)
+            return (sums.nats_word + sums.nats_first_pixel) / count, sums
+
+        gradient = jax.grad(loss, has_aux=True)
+        parts = self._train.microbatches
+        if parts == 1:
+            grads, sums = gradient(state.params, rows)
+        else:
+            # Every device keeps its own rows: they are dealt out one by one, not cut into runs.
+            dealt = jax.tree.map(lambda array: rearrange(array, "(b a) ... -> a b ...", a=parts), rows)
+            shape = jax.eval_shape(gradient, state.params, jax.tree.map(lambda array: array[0], dealt))
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+            (grads, sums), _ = jax.lax.scan(
+                lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, part)), None),
+                zeros,
+                dealt,
+            )
+        updates, optimizer = self._optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = Metrics(sums, optax.global_norm(grads), jnp.float32(self._schedule(state.step)))
+        return State(state.step + 1, params, optimizer), metrics
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
+    def init(self) -> State:
+        """The state before the first step, born sharded."""
+        return self._init(jax.random.key(self._train.seed))
+
+    def put(self, rows: Rows) -> Rows:
+        """This process's rows → the global batch on the mesh."""
+        return jax.tree.map(jax.make_array_from_process_local_data, self._rows, rows)
+
+    def train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
+        """One optimizer step.  `state` is donated: it is gone afterwards."""
+        return self._step(state, rows)
+
+    def evaluate(self, params: Any, batches: Any) -> Sums:
+        """Sums of the objective over batches of rows (numpy)."""
+        total = [np.zeros((), np.float64)] * len(Sums._fields)
+        for batch in batches:
+            sums = jax.device_get(self._evaluate(params, self.put(batch.rows)))
+            total = [a + b for a, b in zip(total, sums, strict=True)]
+        return Sums(*map(jnp.asarray, total))
