@@ -18,6 +18,7 @@ from pixtok.data.build import Settings
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 
 T = TypeVar("T")
+_STYLE = (tyro.conf.PositionalMetavarFromFieldName,)
 
 
 def _parse(cls: type[T], args: Sequence[str], prog: str, **default: Any) -> T:
@@ -25,7 +26,7 @@ def _parse(cls: type[T], args: Sequence[str], prog: str, **default: Any) -> T:
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            return tyro.cli(cls, args=list(args), prog=prog, use_underscores=True, **default)
+            return tyro.cli(cls, args=list(args), prog=prog, use_underscores=True, config=_STYLE, **default)
     except SystemExit as stop:
         if not stop.code:  # --help
             print(out.getvalue(), end="")

@@ -76,7 +76,7 @@ class Data:
     workers: int = 0
     """Processes that read ahead; 0: none, only the threads."""
     max_bad: float = 0.01
-    """Stop when more than this share of the split's documents cannot be decoded."""
+    """Stop when more than this share of the data set's documents cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,13 @@ def validate(experiment: Experiment) -> None:
             value + (name == "data.slots"),
         )
     _require(data.workers >= 0, "data.workers", "at least 0", data.workers)
-    _require(train.warmup_steps >= 0, "train.warmup_steps", "at least 0", train.warmup_steps)
+    _require(train.seed >= 0, "train.seed", "at least 0", train.seed)
+    _require(
+        0 <= train.warmup_steps < train.steps,
+        "train.warmup_steps",
+        f"from 0 to {train.steps - 1}, less than train.steps",
+        train.warmup_steps,
+    )
     _require(train.learning_rate > 0, "train.learning_rate", "positive", train.learning_rate)
     _require(train.clip_norm > 0, "train.clip_norm", "positive", train.clip_norm)
     _require(train.weight_decay >= 0, "train.weight_decay", "at least 0", train.weight_decay)

@@ -50,12 +50,12 @@ class Slots(NamedTuple):
     """Folded colours, valid pixels first; L³ is padding."""
     shape_M2: Int32[np.ndarray, "M 2"]
     place_M4: Int32[np.ndarray, "M 4"]
-    offset_M: Int32[np.ndarray, " M"]
 
     def piece(self, start: int, stop: int) -> "Slots":
         """Slots `start` … `stop` − 1 with their windows.  Targets stay, so that none is lost between pieces."""
         first, last = np.searchsorted(self.window_slot_M, (start, stop))
-        cut = Slots(*(array[start:stop] for array in self[:2]), *(array[first:last] for array in self[2:]))
+        arrays = [array[start:stop] for array in self[:2]] + [array[first:last] for array in self[2:]]
+        cut = Slots._make(arrays)
         return cut._replace(window_slot_M=cut.window_slot_M - np.int32(start))
 
 
@@ -79,7 +79,7 @@ def tokenize(document: Document, vocabulary: Vocabulary, *, vocab_size: int, fol
         count = len(pixel_MW)
         window_slot += range(len(words) + 1, len(words) + 1 + count)
         pixels.append(pixel_MW)
-        places.append(windows.geometry(*part.shape[:2], side))
+        places.append(windows.geometry(part.shape[0], part.shape[1], side))
         words += [Special.IMAGE, *[Special.PAD] * count, Special.END_IMAGE]
         content += [Special.IMAGE, *(vocab_size + pixel_MW[:, 0]), Special.END_IMAGE]
     words.append(Special.EOS)
@@ -95,7 +95,6 @@ def tokenize(document: Document, vocabulary: Vocabulary, *, vocab_size: int, fol
         joined(pixels, side * side),
         joined([place.shape_M2 for place in places], 2),
         joined([place.place_M4 for place in places], 4),
-        joined([place.offset_M for place in places]),
     )
 
 
@@ -108,7 +107,7 @@ class Rows(NamedTuple):
     word_BS: Int32[Any, "*B S"]
     target_BS: Int32[Any, "*B S"]
     position_BS: Int32[Any, "*B S"]
-    """Index of a slot in its document."""
+    """Index of a slot in its document, or in its piece of one."""
     segment_BS: Int32[Any, "*B S"]
     """1, 2, … for the documents of a row; 0 is padding."""
     window_slot_BM: Int32[Any, "*B M"]
@@ -117,7 +116,6 @@ class Rows(NamedTuple):
     shape_BM2: Int32[Any, "*B M 2"]
     """Rows and columns of pixels in a window; 0, 0 where there is none."""
     place_BM4: Int32[Any, "*B M 4"]
-    offset_BM: Int32[Any, "*B M"]
 
 
 def empty_row(slots: int, window_count: int, fold_factor: int, side: int) -> Rows:
@@ -131,7 +129,6 @@ def empty_row(slots: int, window_count: int, fold_factor: int, side: int) -> Row
         np.full((window_count, side * side), fold.colours(fold_factor), np.int32),
         np.zeros((window_count, 2), np.int32),
         np.zeros((window_count, 4), np.int32),
-        np.zeros(window_count, np.int32),
     )
 
 
@@ -154,6 +151,5 @@ def pack(pieces: Sequence[Slots], row: Rows) -> Rows:
         row.pixel_BMW[wins] = piece.pixel_MW
         row.shape_BM2[wins] = piece.shape_M2
         row.place_BM4[wins] = piece.place_M4
-        row.offset_BM[wins] = piece.offset_M
         slot, window = slots.stop, wins.stop
     return row

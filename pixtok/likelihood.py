@@ -1,6 +1,6 @@
 """The reference objective (UPW's): −log p of the next word, or of the first pixel of the next window."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -10,14 +10,14 @@ from pixtok.document import NO_TARGET
 
 
 class Sums(NamedTuple):
-    """Sums over a batch, kept apart by modality until the end: never a mean of means."""
+    """Sums over a batch or many, kept apart by modality until the end: never a mean of means.  Scalars."""
 
-    nats_word: jax.Array
+    nats_word: Any
     """Σ −log p(word), in nats; special tokens are words."""
-    words: jax.Array
-    nats_first_pixel: jax.Array
+    words: Any
+    nats_first_pixel: Any
     """Σ −log p(first pixel of a window), in nats."""
-    first_pixels: jax.Array
+    first_pixels: Any
 
 
 def reference(logits_BSU: jax.Array, target_BS: jax.Array, vocab_size: int) -> Sums:

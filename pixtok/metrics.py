@@ -25,9 +25,9 @@ class Writer:
     """Appends to `metrics.jsonl` and to TensorBoard.  A context manager."""
 
     def __init__(self, run_dir: Path, start: int) -> None:
-        """Go on from step `start`: lines of later steps, which a killed run left, are dropped."""
+        """Go on from step `start`, 0 for a new run: lines that come again, which a killed run left, are dropped."""
         path = run_dir / "metrics.jsonl"
-        kept = [line for line in read(path) if line["step"] <= start]
+        kept = [line for line in read(path) if start and line["step"] <= start]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(path)

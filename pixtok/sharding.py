@@ -72,10 +72,7 @@ def row_shardings(mesh: jax.sharding.Mesh) -> Rows:
     slots = NamedSharding(mesh, PartitionSpec(BATCH))
     windows = NamedSharding(mesh, PartitionSpec(BATCH, "window"))
     return Rows(
-        *(
-            windows if name.startswith(("window", "pixel", "shape", "place", "offset")) else slots
-            for name in Rows._fields
-        )
+        *(windows if name.startswith(("window", "pixel", "shape", "place")) else slots for name in Rows._fields)
     )
 
 

@@ -98,7 +98,7 @@ class Program:
             )
         updates, optimizer = self._optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(sums, optax.global_norm(grads), jnp.float32(self._schedule(state.step)))
+        metrics = Metrics(sums, optax.tree.norm(grads), jnp.float32(self._schedule(state.step)))
         return State(state.step + 1, params, optimizer), metrics
 
     @property
@@ -119,9 +119,9 @@ class Program:
         return self._step(state, rows)
 
     def evaluate(self, params: Any, batches: Any) -> Sums:
-        """Sums of the objective over batches of rows (numpy)."""
+        """Sums of the objective over batches, added up in float64 on the host."""
         total = [np.zeros((), np.float64)] * len(Sums._fields)
         for batch in batches:
             sums = jax.device_get(self._evaluate(params, self.put(batch.rows)))
             total = [a + b for a, b in zip(total, sums, strict=True)]
-        return Sums(*map(jnp.asarray, total))
+        return Sums(*total)

@@ -5,7 +5,7 @@ import math
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from pixtok import likelihood, sharding
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Experiment, flatten, validate
-from pixtok.data.pipeline import Bad, Loader
+from pixtok.data.pipeline import Bad, Batch, Loader
 from pixtok.document import Rows
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 from pixtok.metrics import Live, Writer, describe, rate
@@ -49,6 +49,12 @@ class _BadLog:
         lines = path.read_text().splitlines() if path.is_file() else []
         self._known = {json.loads(line)["document"] for line in lines}
 
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, their bad documents noted."""
+        for batch in batches:
+            self.add(batch.bad)
+            yield batch
+
     def add(self, bad: list[Bad]) -> None:
         fresh = {item.document: item for item in bad if item.document not in self._known}
         if not fresh:
@@ -77,11 +83,6 @@ class Trainer:
     ) -> None:
         """Raises InputError."""
         validate(experiment)
-        if experiment.train.warmup_steps >= experiment.train.steps:
-            raise InputError(
-                f"train.warmup_steps = {experiment.train.warmup_steps} must be less than train.steps = "
-                f"{experiment.train.steps}: add --train.warmup_steps {experiment.train.steps // 10}"
-            )
         self.experiment, self.run_dir, self._command = experiment, run_dir, list(command)
         train, data = experiment.train, experiment.data
         loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
@@ -144,11 +145,11 @@ class Trainer:
     ) -> tuple[int, State]:
         """→ (steps done, the state after them).  Reads the figures of a step only once the next is under way."""
         train, checkpoint, clock = self.experiment.train, self.experiment.checkpoint, self.clock
-        bad = _BadLog(self.run_dir / "bad.jsonl", self.experiment.data.max_bad * self.loader.documents)
+        bad = _BadLog(self.run_dir / "bad.jsonl", self.experiment.data.max_bad * len(self.loader.dataset))
         log = _StepLog(self, writer, live, checkpoints)
         done = start
         if start == 0:
-            self._evaluate(state, 0, writer, live)
+            self._evaluate(state, 0, writer, live, bad)
         with self.loader.stream(start) as batches:
             while done < train.steps and stop.code is None:
                 first = done == start
@@ -168,21 +169,21 @@ class Trainer:
                     with clock.count("step"):
                         log.read()
                 if evaluating:
-                    self._evaluate(state, done, writer, live)
+                    self._evaluate(state, done, writer, live, bad)
                 if saving:
                     with clock.count("save"):
                         checkpoints.save(done, state)
             log.read()
         return done, state
 
-    def _evaluate(self, state: State, step: int, writer: Writer, live: Live) -> None:
+    def _evaluate(self, state: State, step: int, writer: Writer, live: Live, bad: _BadLog) -> None:
         if self._validation is None:
             return
         with (
             self.clock.count("evaluate"),
             self._validation.epoch(self.experiment.train.eval_batches) as batches,
         ):
-            figures = likelihood.figures(self.program.evaluate(state.params, batches))
+            figures = likelihood.figures(self.program.evaluate(state.params, bad.watch(batches)))
         writer.write(step, "validation", figures)
         live.say(f"step {step}  validation: {describe(figures)}")
 

@@ -19,8 +19,6 @@ class Geometry(NamedTuple):
     """Rows and columns of pixels in each window; their product is its count of valid pixels."""
     place_M4: Int32[np.ndarray, "M 4"]
     """Row and column of each window in the grid of windows, then the rows and columns of that grid."""
-    offset_M: Int32[np.ndarray, " M"]
-    """Number of the image's pixels that come before the window, in window order."""
 
 
 def grid(height: int, width: int, side: int) -> tuple[int, int]:
@@ -36,8 +34,7 @@ def geometry(height: int, width: int, side: int) -> Geometry:
     row_M, column_M = (index.ravel() for index in np.mgrid[:rows, :columns])
     shape_M2 = np.stack([np.minimum(side, height - row_M * side), np.minimum(side, width - column_M * side)], 1)
     place_M4 = np.stack([row_M, column_M, np.full_like(row_M, rows), np.full_like(row_M, columns)], 1)
-    count_M = shape_M2.prod(1)
-    return Geometry(*(array.astype(np.int32) for array in (shape_M2, place_M4, count_M.cumsum() - count_M)))
+    return Geometry(shape_M2.astype(np.int32), place_M4.astype(np.int32))
 
 
 def _blocks(height: int, width: int, side: int):

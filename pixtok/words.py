@@ -96,7 +96,9 @@ class File:
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return [i + self._shift for i in self._tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = (i + self._shift for i in self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # A vocabulary may list the special tokens as plain words; text must not open an image.
+        return [i if i >= len(SPECIALS) else int(Special.UNK) for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         words = [i - self._shift for i in ids if i >= len(SPECIALS)]

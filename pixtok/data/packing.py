@@ -97,7 +97,8 @@ def plan(pieces: Pieces, slots: int, window_limit: int, seed: int) -> Plan:
 
     What shares a row never sees it, so one plan serves all epochs; the loader shuffles rows anew in each.
     """
-    order = np.random.default_rng(seed).permutation(len(pieces.document_P))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(pieces.document_P))
     length_P = pieces.stop_P - pieces.start_P
     rows: list[list[int]] = []
     for chunk in np.array_split(order, -(-len(order) // _CHUNK)):
@@ -119,6 +120,8 @@ def plan(pieces: Pieces, slots: int, window_limit: int, seed: int) -> Plan:
             free[row] -= need
             own[row].append(int(piece))
         rows += own
+    # By falling size no longer: the first rows of a split are a fair sample of it.
+    rows = [rows[number] for number in rng.permutation(len(rows))]
     return Plan(
         pieces,
         np.array([piece for row in rows for piece in row], np.int64),

@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 
 import grain
 import numpy as np
+from absl import flags
 
 from pixtok import document, words
 from pixtok.config import Data, Model
@@ -129,6 +130,7 @@ class Loader:
         options = grain.ReadOptions(num_threads=self._data.threads, prefetch_buffer_size=self._data.threads)
         dataset = batches.to_iter_dataset(options)
         if self._data.workers:
+            flags.FLAGS.mark_as_parsed()  # Grain's loader processes read absl flags, which pixtok does not parse
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._data.workers))
         return contextlib.closing(iter(dataset))
 

@@ -20,7 +20,7 @@ class WordEmbed(nn.Module):
     @nn.compact
     def __call__(self, word_BS: jax.Array) -> jax.Array:
         table_VE = param(self, "table", (self.size, self.width), ("vocab", "embed"), embedding())
-        return table_VE.astype(self.dtype)[word_BS]
+        return table_VE[word_BS].astype(self.dtype)  # in this order, gradients add up in float32
 
 
 class PixelEmbed(nn.Module):
@@ -34,13 +34,13 @@ class PixelEmbed(nn.Module):
     def __call__(self, pixel_BMW: jax.Array) -> jax.Array:
         shape = (self.colours + 1, self.width)
         table_CE = param(self, "table", shape, ("colour", "pixel_embed"), embedding())
-        return table_CE.astype(self.dtype)[pixel_BMW]
+        return table_CE[pixel_BMW].astype(self.dtype)  # in this order, gradients add up in float32
 
 
 class PlaceEmbed(nn.Module):
     """(row, column, rows, columns) of windows (B, M, 4) → (B, M, E), for images of any size.
 
-    Sines and cosines of each number at wavelengths from 2 to about 2,000 windows, then a linear map.
+    Sines and cosines of each number at wavelengths from 4 to 2,048 windows, then a linear map.
     """
 
     width: int
@@ -48,8 +48,8 @@ class PlaceEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, place_BM4: jax.Array) -> jax.Array:
-        waves = np.pi / 2.0 ** np.linspace(0, 10, _PLACE_WAVES)
-        angle_BM4R = place_BM4.astype(jnp.float32)[..., None] * waves.astype(np.float32)
+        waves = np.pi / 2.0 ** np.linspace(1, 10, _PLACE_WAVES)
+        angle_BM4R = jnp.multiply.outer(place_BM4.astype(jnp.float32), waves.astype(np.float32))
         angle_BMR = angle_BM4R.reshape(*place_BM4.shape[:-1], 4 * _PLACE_WAVES)
         wave_BMR = jnp.concatenate([jnp.sin(angle_BMR), jnp.cos(angle_BMR)], axis=-1)
         size = wave_BMR.shape[-1]

@@ -26,9 +26,7 @@ class PixelEncoder(nn.Module):
     remat: Literal["none", "block"]
 
     @nn.compact
-    def __call__(
-        self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array, offset_BM: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> tuple[jax.Array, jax.Array]:
         """→ (states h_BMWE of all pixels; summaries (B, M, E) in the trunk's width).
 
         Both hold nothing of meaning where a window is absent.
@@ -37,7 +35,9 @@ class PixelEncoder(nn.Module):
         x_BMWE = PixelEmbed(fold.colours(config.fold_factor), stream.width, self.dtype, name="embed")(pixel_BMW)
         index_BMW = jnp.broadcast_to(jnp.arange(pixel_BMW.shape[2]), pixel_BMW.shape)
         if config.variant == "upw":
-            angle_BMWR = line_angles(offset_BM[:, :, None] + index_BMW, stream.head_width)
+            # UPW's index runs on over all windows of an image.  Rotary scores know differences alone, and attention
+            # stays inside a window, so where the window begins cancels (and would only cost float32 precision).
+            angle_BMWR = line_angles(index_BMW, stream.head_width)
         else:
             columns_BM1 = jnp.maximum(shape_BM2[:, :, 1:], 1)
             angle_BMWR = axial_angles(index_BMW // columns_BM1, index_BMW % columns_BM1, stream.head_width)

@@ -61,7 +61,7 @@ class UnifiedModel(nn.Module):
     def __call__(self, rows: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Rows → (logits (B, S, U), float32; the states `pixels` h_BMWE and `trunk` y_BSE)."""
         encoder = PixelEncoder(self.config, self.dtype, self.remat, name="encoder")
-        h_BMWE, summary_BME = encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4, rows.offset_BM)
+        h_BMWE, summary_BME = encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
         y_BSE = Trunk(self.config, self.dtype, self.remat, name="trunk")(rows, summary_BME)
         logits_BSU = UnifiedHead(self.config, self.dtype, name="head")(y_BSE)
         return logits_BSU, {"pixels": h_BMWE, "trunk": y_BSE}

@@ -1,0 +1,91 @@
+import json
+import sys
+
+import pytest
+
+from pixtok import cli
+from pixtok.errors import ExitCode, InputError
+
+DEMO = "experiments/demo.py"
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "no verb `trian`"),
+        (["train"], "wants an experiment file first"),
+        (["train", "missing.py"], "no experiment at missing.py"),
+        (["train", DEMO, "--train.step", "5"], "unknown option --train.step; did you mean --train.steps?"),
+        (
+            ["train", DEMO, "--model.trunk.widht", "64"],
+            "unknown option --model.trunk.widht; did you mean --model.trunk.width?",
+        ),
+        (["train", DEMO, "--train.steps", "many"], "Error parsing --train.steps"),
+        (["train", DEMO, "--train.dtype", "int8"], "--train.dtype"),
+        (["train", DEMO, "--train.steps"], "Missing value for argument '--train.steps'"),
+        (["train", DEMO, "--model.fold_factor", "12"], "must be a power of two from 1 to 256; got 12"),
+        (["train", DEMO, "--data.path", "nowhere"], "data.path: nowhere does not exist"),
+        (
+            ["train", DEMO, "--train.steps", "5"],
+            "train.warmup_steps must be from 0 to 4, less than train.steps; got 40",
+        ),
+        (["eval", "nowhere"], "nowhere is not a run"),
+        (["data", "build", "nowhere/x", "OUT"], "no source at nowhere/x"),
+        (["data", "build", "glyphs"], "pixtok data build: Missing from pixtok data build: OUT"),
+        (["data", "build", "glyphs", "OUT", "--validation", "2"], "--validation must lie in 0 … 1; got 2"),
+        (["data", "build", "glyphs", "OUT", "--limit", "0"], "--limit must be at least 1; got 0"),
+        (["data", "info", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, monkeypatch, capsys, request):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(request.config.rootpath / "experiments")
+    monkeypatch.setattr(sys, "argv", ["pixtok", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == ExitCode.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["experiments"]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_defaults(verb, capsys):
+    args = [*verb.split(), *([DEMO] if verb == "train" else []), "--help"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(args)
+    assert stop.value.code == 0
+    assert "(default:" in capsys.readouterr().out
+
+
+def test_usage_names_every_verb(capsys):
+    cli.run([])
+    usage = capsys.readouterr().out
+    assert all(f"pixtok {verb} " in usage for verb in cli.VERBS)
+
+
+def test_data_info_draws(dataset, tmp_path, capsys):
+    cli.run(["data", "info", str(dataset), "--picture", str(tmp_path / "sheet.png")])
+    assert "17 documents" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="--fold_factor must be one of"):
+        cli.run(["data", "info", str(dataset), "--picture", str(tmp_path / "x.png"), "--fold_factor", "3"])
+
+
+def test_data_vocab_trains_offline(photos, tmp_path, capsys):
+    cli.run(["data", "vocab", str(photos), str(tmp_path / "v.json"), "--size", "270"])
+    assert capsys.readouterr().out == f"{tmp_path / 'v.json'}: 270 ids\n"
+
+
+def test_bench_data_prints_json(dataset, capsys):
+    cli.run(["bench", "data", "--path", str(dataset), "--seconds", "0.05", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["data"] for row in rows] == ["224² JPEG", "32² JPEG", str(dataset)]
+    assert all(row["documents/s"] > 0 and row["pixels/s"] > 0 for row in rows)

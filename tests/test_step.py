@@ -1,0 +1,144 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pixtok import optim, sharding
+from pixtok.config import Data, Experiment, Mesh, Model, Stream, Train
+from pixtok.data.pipeline import Loader
+from pixtok.errors import InputError
+from pixtok.step import Program
+
+
+@pytest.fixture(scope="module")
+def experiment(dataset) -> Experiment:
+    model = Model(
+        encoder=Stream(width=16, layers=1, heads=2, kv_heads=2),
+        trunk=Stream(width=32, layers=2, heads=4, kv_heads=2),
+        vocab_size=264,
+        fold_factor=32,
+        window=4,
+    )
+    train = Train(steps=4, batch_size=8, learning_rate=1e-2, warmup_steps=1, dtype="float32")
+    return Experiment("test", model, Data(str(dataset), slots=96, windows=24), train)
+
+
+def trained(experiment: Experiment, steps: int = 4):
+    """(losses, gradient norms, final weights)."""
+    train = experiment.train
+    loader = Loader(experiment.data, experiment.model, split="train", batch_size=train.batch_size, seed=0)
+    program = Program(experiment, sharding.make_mesh(experiment.mesh))
+    state, seen = program.init(), []
+    for step in range(steps):
+        state, metrics = program.train_step(state, program.put(loader.batch(step).rows))
+        sums = metrics.sums
+        total = float(sums.nats_word + sums.nats_first_pixel) / int(sums.words + sums.first_pixels)
+        seen.append((total, float(metrics.grad_norm)))
+    assert int(state.step) == steps
+    return np.array(seen), jax.device_get(state.params)
+
+
+def close(a, b, tolerance=1e-4) -> None:
+    np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a[1], b[1])
+
+
+@pytest.fixture(scope="module")
+def one(experiment):
+    return trained(experiment)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        Mesh(data=4),
+        Mesh(data=1, fsdp=4),
+        Mesh(data=1, window=4),
+        Mesh(data=2, tensor=2),
+        Mesh(data=1, fsdp=2, window=2),
+    ],
+    ids=str,
+)
+def test_sharded_is_unsharded(experiment, one, mesh):
+    close(trained(dataclasses.replace(experiment, mesh=mesh)), one)
+
+
+def test_weights_are_born_sharded(experiment):
+    program = Program(dataclasses.replace(experiment, mesh=Mesh(data=1, fsdp=4)), sharding.make_mesh(Mesh(1, 4)))
+    state = program.init()
+    kernel = state.params["head"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (8, kernel.shape[1])
+    moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
+    assert len(moments) == 2
+    assert all(leaf.sharding == kernel.sharding for leaf in moments)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_microbatches_change_nothing(experiment, one, parts):
+    mesh = Mesh(data=1, window=4)
+    train = dataclasses.replace(experiment.train, microbatches=parts)
+    close(trained(dataclasses.replace(experiment, train=train, mesh=mesh)), one)
+
+
+def test_loss_falls(one):
+    losses = one[0][:, 0]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_state_is_donated(experiment):
+    program = Program(experiment, sharding.make_mesh(experiment.mesh))
+    loader = Loader(experiment.data, experiment.model, split="train", batch_size=8, seed=0)
+    state = program.init()
+    program.train_step(state, program.put(loader.batch(0).rows))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_norms_and_embeddings_do_not_decay(experiment):
+    params = Program(experiment, sharding.make_mesh(experiment.mesh)).abstract.params
+    mask = jax.tree_util.tree_leaves_with_path(optim.decay_mask(params))
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): kept for path, kept in mask}
+    assert {name for name, decays in names.items() if not decays} == {
+        "encoder/embed/table",
+        "encoder/norm/scale",
+        "encoder/stack/blocks/attention_norm/scale",
+        "encoder/stack/blocks/mlp_norm/scale",
+        "trunk/embed/table",
+        "trunk/norm/scale",
+        "trunk/stack/blocks/attention_norm/scale",
+        "trunk/stack/blocks/mlp_norm/scale",
+    }
+
+
+def test_schedule_warms_up_and_decays():
+    rate = optim.schedule(Train(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=9, final_rate=0.1))
+    assert float(rate(0)) == pytest.approx(0.1)
+    assert float(rate(9)) == pytest.approx(1.0)
+    assert float(rate(100)) == pytest.approx(0.1)
+    assert all(float(rate(t)) > float(rate(t + 1)) for t in range(9, 99))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (Mesh(data=3), "do not make 4 devices"),
+        (Mesh(data=-1, fsdp=-1), "do not make 4 devices"),
+        (Mesh(data=0), "do not make 4 devices"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_bad_input(mesh, message):
+    with pytest.raises(InputError, match=message):
+        sharding.make_mesh(mesh)
+
+
+def test_dimensions_that_do_not_divide_are_bad_input(experiment):
+    def program(**settings):
+        changed = dataclasses.replace(experiment, **settings)
+        return Program(changed, sharding.make_mesh(changed.mesh))
+
+    with pytest.raises(InputError, match=r"make train.batch_size a multiple of 4"):
+        program(train=dataclasses.replace(experiment.train, batch_size=6))
+    with pytest.raises(InputError, match=r"mesh.window = 4 does not divide data.windows = 22"):
+        program(mesh=Mesh(1, 1, 4), data=dataclasses.replace(experiment.data, windows=22))
+    with pytest.raises(InputError, match=r"mesh.tensor = 4 does not divide a dimension of 2"):
+        program(mesh=Mesh(1, 1, 1, 4))

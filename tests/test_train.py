@@ -1,0 +1,218 @@
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from helpers import run_pixtok
+from pixtok import cli
+from pixtok.errors import ExitCode, InputError, NotFiniteError
+
+EXPERIMENT = '''
+"""A model that trains in seconds."""
+
+from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
+
+
+def config():
+    return Experiment(
+        "small",
+        Model(Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), fold_factor=64, window=4),
+        Data({path!r}, slots=96, windows=24),
+        Train(steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=2, dtype="float32", remat="none",
+              log_every=1, eval_every=6, eval_batches=2),
+        Checkpoint(every=4, keep=2),
+    )
+'''
+TIMES = {"seconds", "pixels_per_s", "words_per_s"}
+
+
+@pytest.fixture(scope="module")
+def experiment(dataset, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "small.py"
+    path.write_text(EXPERIMENT.format(path=str(dataset)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, tmp_path_factory) -> Path:
+    """A run that nothing disturbed, made by a process of its own like those that are compared with it."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    done = run_pixtok("train", experiment, "--run_dir", run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def lines(run_dir: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    read = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read]
+
+
+def weights(run_dir: Path) -> list[np.ndarray]:
+    import jax
+
+    with ocp.CheckpointManager(run_dir / "checkpoints") as manager:
+        restored = manager.restore(12, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored["params"])]
+
+
+def wait_for(run_dir: Path, count: int, process) -> None:
+    """Until `metrics.jsonl` has so many lines."""
+    file = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.is_file() and file.read_text().count("\n") >= count):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_run_leaves_all_that_is_promised(finished):
+    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "summary.json"} <= set(os.listdir(finished))
+    assert any(name.startswith("events") for name in os.listdir(finished / "tensorboard"))
+    config = json.loads((finished / "config.json").read_text())
+    assert config["experiment"]["train"]["steps"] == 12
+    assert config["command"][:2] == ["pixtok", "train"]
+    assert {"python", "jax", "flax", "pixtok"} <= set(config["versions"])
+    got = lines(finished)
+    assert [line["step"] for line in got if line["split"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in got if line["split"] == "validation"] == [0, 6, 12]
+    assert {"loss", "nats_word", "nats_first_pixel", "lr", "grad_norm"} <= set(got[-2])
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["step"] == 12
+    assert summary["validation"]["loss"] < summary["untrained"]["loss"] - 0.3
+    assert 0 <= summary["waiting_for_data"] <= 1
+    assert sorted(int(name) for name in os.listdir(finished / "checkpoints")) == [8, 12]
+
+
+def test_killed_and_resumed_is_never_killed(experiment, finished, tmp_path):
+    """SIGKILL at random moments, until the run gets through: loss for loss and weight for weight the same bits."""
+    run_dir = tmp_path / "killed"
+    for count in random.SystemRandom().sample(range(2, 14), 2):
+        process = run_pixtok("train", experiment, "--run_dir", run_dir, wait=False)
+        wait_for(run_dir, count, process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+    done = run_pixtok("train", experiment, "--run_dir", run_dir)
+    assert done.returncode == 0, done.stderr
+    assert lines(run_dir) == lines(finished)
+    for ours, theirs in zip(weights(run_dir), weights(finished), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_stopped_by_a_signal_saves_and_says_how_to_go_on(experiment, finished, tmp_path, number, code):
+    run_dir = tmp_path / "stopped"
+    command = ["train", experiment, "--run_dir", run_dir, "--train.steps", 100_000, "--train.eval_every", 50_000]
+    process = run_pixtok(*command, wait=False)
+    wait_for(run_dir, 5, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    stopped = json.loads((run_dir / "summary.json").read_text())["step"]
+    assert f"stopped after step {stopped} of 100000, all saved; to go on: pixtok train {experiment}" in err
+    assert max(int(name) for name in os.listdir(run_dir / "checkpoints")) == stopped
+    done = run_pixtok(*command[:-3], stopped + 2)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed after step {stopped}" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(experiment, tmp_path, capsys):
+    command = ["train", str(experiment), "--run_dir", str(tmp_path / "nan"), "--train.learning_rate", "1e30"]
+    with pytest.raises(NotFiniteError) as error:
+        cli.run([*command, "--train.clip_norm", "1e30", "--checkpoint.every", "1"])
+    message = str(error.value)
+    step = next(int(word) for word in message.replace(";", "").split() if word.isdigit())
+    assert "nan" in message
+    assert f"the last good checkpoint is {tmp_path / 'nan' / 'checkpoints'}/{step - 1}" in message
+    assert ".png" in message.split("documents of its batch: ")[1]
+    capsys.readouterr()
+
+
+def test_resuming_under_another_config_is_bad_input(experiment, finished, photos, tmp_path):
+    from pixtok.data.build import Settings, build
+
+    def train(*overrides):
+        cli.run(["train", str(experiment), "--run_dir", str(finished), *overrides])
+
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"was trained with train.learning_rate = 0.01, and now it is 0.1"):
+        train("--train.learning_rate", "0.1")
+    with pytest.raises(InputError, match=r"was trained with model.trunk.width = 16, and now it is 32"):
+        train("--model.trunk.width", "32")
+    build(str(photos), tmp_path / "other", Settings(validation=0.2, test=0.1, image_size=8))
+    with pytest.raises(InputError, match="was trained on another data set"):
+        train("--data.path", str(tmp_path / "other"))
+    shutil.copytree(tmp_path / "other", tmp_path / "foreign")
+    with pytest.raises(InputError, match="foreign is not a run"):
+        cli.run(["train", str(experiment), "--run_dir", str(tmp_path / "foreign")])
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_has_nothing_to_do(experiment, finished, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    assert cli.run(["train", str(experiment), "--run_dir", str(tmp_path / "run")]) == ExitCode.DONE
+    assert "nothing to do" in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+
+
+def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path, capsys):
+    run_dir = tmp_path / "second"
+    cli.run(["train", str(experiment), "--run_dir", str(run_dir), "--init", str(finished), "--train.steps", "3"])
+    first, last = lines(run_dir)[0], lines(finished)[-1]
+    assert first["step"] == 0
+    assert first["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    with pytest.raises(InputError, match=r"has model.window = 4, and this experiment has 8"):
+        cli.run(["train", str(experiment), "--run_dir", "x", "--init", str(finished), "--model.window", "8"])
+    capsys.readouterr()
+
+
+def test_eval_scores_a_run(experiment, finished, dataset, photos, tmp_path, capsys):
+    def evaluate(*args) -> dict:
+        cli.run(["eval", str(finished), *map(str, args)])
+        return json.loads(capsys.readouterr().out)
+
+    got = evaluate()
+    last = lines(finished)[-1]
+    assert got["step"] == 12
+    assert got["documents"] == 5
+    assert got["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert evaluate("--step", 8)["loss"] > got["loss"]
+    assert evaluate("--split", "test")["documents"] == 2
+    assert evaluate("--data", dataset)["loss"] == got["loss"]
+    with pytest.raises(InputError, match=r"step 5 was wanted of .*, which has steps 8, 12"):
+        evaluate("--step", 5)
+
+    from pixtok.data.build import Settings, build
+
+    build(str(photos), tmp_path / "silent", Settings(vocabulary="none"))
+    with pytest.raises(InputError, match="another vocabulary"):
+        evaluate("--data", tmp_path / "silent")
+
+
+def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path, monkeypatch, capsys):
+    from pixtok.data import images
+
+    decode, rotten = images.decode, []
+
+    def rot(content, size=None):
+        if not rotten or content in rotten:
+            rotten.append(content)
+            raise images.ImageError("rotten")
+        return decode(content, size)
+
+    monkeypatch.setattr(images, "decode", rot)
+    command = ["train", str(experiment), "--run_dir"]
+    with pytest.raises(InputError, match=r"1 documents could not be decoded.*raise --data.max_bad"):
+        cli.run([*command, str(tmp_path / "strict")])
+    assert cli.run([*command, str(tmp_path / "lenient"), "--data.max_bad", "0.2"]) == ExitCode.DONE
+    (bad,) = (tmp_path / "lenient" / "bad.jsonl").read_text().splitlines()
+    assert json.loads(bad)["reason"] == "rotten"
+    capsys.readouterr()
