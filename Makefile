@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= glyphs
-NAME := $(basename $(notdir $(abspath $(DATA))))
+# glyphs, or the last part of the path and a checksum of the whole, so that two folders of one name stay apart.
+NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
+	{ p=$$(realpath '$(DATA)'); b=$$(basename "$$p" | tr -cs 'A-Za-z0-9\n' '-'); echo "$$b-$$(printf %s "$$p" | cksum | cut -d' ' -f1)"; })
 
 .PHONY: demo test check format clean
 .DELETE_ON_ERROR:
@@ -11,6 +13,7 @@ NAME := $(basename $(notdir $(abspath $(DATA))))
 demo: .venv/run.stamp
 	@test -e datasets/$(NAME)/dataset.json || $(BIN)/pixtok data build '$(DATA)' datasets/$(NAME) --image_size 64
 	$(BIN)/pixtok train experiments/demo.py --data.path datasets/$(NAME) --run_dir runs/demo-$(NAME)
+	@echo "score it: $(BIN)/pixtok eval runs/demo-$(NAME)"
 
 test: check
 	$(BIN)/pytest -n 2 --dist worksteal -q

@@ -13,7 +13,7 @@ def config() -> Experiment:
         model=PRESETS["tiny"],
         data=Data(path="datasets/glyphs", slots=168, windows=128),
         train=Train(
-            steps=140, batch_size=4, learning_rate=2e-3, warmup_steps=14, dtype="float32", eval_every=70, eval_batches=4
+            steps=120, batch_size=4, learning_rate=2e-3, warmup_steps=12, dtype="float32", eval_every=60, eval_batches=4
         ),
-        checkpoint=Checkpoint(every=70),
+        checkpoint=Checkpoint(every=60),
     )

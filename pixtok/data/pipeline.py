@@ -102,7 +102,9 @@ class Loader:
         self.slot_share = float((pieces.stop_P - pieces.start_P).sum()) / (self.row_count * data.slots)
         """Share of all slots that hold something."""
         self._read = _ReadRow(self.dataset, self.plan, data, model)
-        self._order = grain.MapDataset.range(self.row_count).seed(seed).shuffle().repeat()
+        # As good as endless; Grain's own endless repeat overflows when batches of one row are sliced.
+        epochs = 2**48 // self.row_count
+        self._order = grain.MapDataset.range(self.row_count).seed(seed).shuffle().repeat(epochs)
 
     def _batches(self, shard: int, shards: int) -> grain.MapDataset[Batch]:
         if self._batch_size % shards:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -188,7 +189,7 @@ def _named_builder(name: str) -> Any:
 
 
 def _prepared(make: Callable[[], Any]) -> Any:
-    """Make a builder and its files.  TFDS speaks on stdout and in bars, which only a terminal wants to see."""
+    """Make a builder and its files.  Its bars are for terminals, and its words for nobody."""
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
@@ -196,7 +197,7 @@ def _prepared(make: Callable[[], Any]) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):
             builder = make()
             builder.download_and_prepare()
     except InputError:

@@ -33,11 +33,11 @@ def test_a_batch_is_the_same_for_any_number_of_shards(dataset, shards):
             np.testing.assert_array_equal(dealt, array, err_msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stream_goes_on_from_any_step(dataset, workers):
-    with loader(dataset, workers=workers).stream(5) as batches:
+@pytest.mark.parametrize(("workers", "shards"), [(0, 1), (1, 1), (0, 4)])
+def test_a_stream_goes_on_from_any_step(dataset, workers, shards):
+    with loader(dataset, workers=workers).stream(5, shards=shards) as batches:
         for step, batch in zip(range(5, 8), batches, strict=False):
-            same(batch.rows, loader(dataset).batch(step).rows)
+            same(batch.rows, loader(dataset).batch(step, shards=shards).rows)
 
 
 def test_an_epoch_holds_every_document_once_and_the_next_comes_in_another_order(dataset):
