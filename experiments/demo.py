@@ -2,6 +2,8 @@
 
 pixtok data build glyphs datasets/glyphs
 pixtok train experiments/demo.py
+
+A minute and a half on 2 cores. Measured 2026-11-24: validation loss 6.648 -> 4.424 (words 2.063, first pixels 4.873).
 """
 
 from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train
