@@ -8,8 +8,8 @@ The first loss, on a laptop, from one image and no training:
 pixtok train experiments/upw_image.py --data.path datasets/images --train.batch_size 1 --train.steps 1 \
     --train.warmup_steps 0 --train.eval_batches 1
 
-Measured 2026-11-24 on 2 cores: 8.315 nats a slot before the first step (ln 4102 = 8.319), within a minute; the step itself
-takes minutes there. Training at this size: not measured.
+Measured 2026-11-24 on 2 cores: 8.315 nats a slot before the first step (ln 4102 = 8.319), within a minute; the
+step itself takes minutes there. Training at this size: not measured.
 """
 
 from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train
