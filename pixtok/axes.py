@@ -1,4 +1,4 @@
-"""The letters of every shape, and the array types of the public boundaries.
+"""The letters of every shape, and the array type of an image.
 
 | letter | meaning |
 |---|---|
@@ -17,10 +17,7 @@ A name carries its shape where that helps: `h_BMWE` has axes (B, M, W, E).
 """
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
 Image = UInt8[np.ndarray, "Y X 3"]
 """An 8-bit RGB image."""
-
-Ids = Int32[np.ndarray, "*shape"]
-"""Folded colours, 0 … L³ − 1; L³ stands for padding."""

@@ -4,9 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from pixtok import likelihood, sharding
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Mesh
+from pixtok.data import packing
+from pixtok.data.index import Dataset
 from pixtok.data.pipeline import Loader
 from pixtok.errors import InputError
 from pixtok.run import Run
@@ -22,16 +26,25 @@ def evaluate(
     of this machine, whatever the run was trained on.  Raises InputError.
     """
     run = Run(run_dir)
-    experiment = dataclasses.replace(run.experiment, mesh=Mesh())
+    experiment = run.experiment
+    settings, model = experiment.data, experiment.model
     if data is not None:
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=data))
-    train = experiment.train
-    loader = Loader(experiment.data, experiment.model, split=split, batch_size=train.batch_size, seed=train.seed)
-    if loader.dataset.manifest.fingerprint != run.vocabulary_fingerprint:
+        settings = dataclasses.replace(settings, path=data)
+    dataset = Dataset(settings.path)
+    if dataset.manifest.fingerprint != run.vocabulary_fingerprint:
         raise InputError(
-            f"{experiment.data.path} was built with another vocabulary than the data of {run_dir}: build it again with "
-            f"that one (`--vocabulary`, {run.experiment.data.path} holds it)"
+            f"{settings.path} was built with another vocabulary than {experiment.data.path}, on which {run_dir} was "
+            "trained: build it again with the --vocabulary of that one"
         )
+    # Figures are sums over documents: rows may be as large as an image needs, and batches as the devices like.
+    largest = packing.largest_image(dataset.index, model.window, settings.image_size)
+    windows = max(settings.windows, largest)
+    settings = dataclasses.replace(settings, windows=windows, slots=max(settings.slots, largest + 2))
+    devices = jax.device_count()
+    batch_size = -(-experiment.train.batch_size // devices) * devices
+    train = dataclasses.replace(experiment.train, batch_size=batch_size, microbatches=1)
+    experiment = dataclasses.replace(experiment, data=settings, train=train, mesh=Mesh())
+    loader = Loader(settings, model, split=split, batch_size=batch_size, seed=train.seed)
     folder = run.checkpoints
     program = Program(experiment, sharding.make_mesh(experiment.mesh))
     with Checkpoints(folder) as checkpoints:
@@ -49,7 +62,7 @@ def evaluate(
     return {
         "run": str(run_dir),
         "step": step,
-        "data": experiment.data.path,
+        "data": settings.path,
         "split": split,
         **likelihood.figures(sums),
         "words": int(sums.words),

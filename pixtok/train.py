@@ -46,8 +46,8 @@ class _BadLog:
     def __init__(self, path: Path, limit: float) -> None:
         """Raise once more than `limit` documents are bad."""
         self._path, self._limit = path, limit
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self._known = {json.loads(line)["document"] for line in lines}
+        path.touch()
+        self._known = {json.loads(line)["document"] for line in path.read_text().splitlines()}
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, their bad documents noted."""

@@ -38,6 +38,7 @@ def in_repository(monkeypatch, request):
         (["data", "build", "nowhere/x", "OUT"], "no source at nowhere/x"),
         (["data", "build", "glyphs"], "pixtok data build: Missing from pixtok data build: OUT"),
         (["data", "build", "glyphs", "OUT", "--validation", "2"], "--validation must lie in 0 … 1; got 2"),
+        (["data", "build", "glyphs", "OUT", "--validation", "0.5", "--test", "0.5"], "leave nothing to train on"),
         (["data", "build", "glyphs", "OUT", "--limit", "0"], "--limit must be at least 1; got 0"),
         (["data", "info", "nowhere"], "nowhere does not exist"),
     ],

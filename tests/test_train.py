@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from helpers import run_pixtok
+from helpers import run_pixtok, save_image
 from pixtok import cli
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 
@@ -74,7 +74,9 @@ def wait_for(run_dir: Path, count: int, process) -> None:
 
 
 def test_a_run_leaves_all_that_is_promised(finished):
-    assert {"config.json", "metrics.jsonl", "checkpoints", "tensorboard", "summary.json"} <= set(os.listdir(finished))
+    assert {"config.json", "metrics.jsonl", "bad.jsonl", "checkpoints", "tensorboard", "summary.json"} <= set(
+        os.listdir(finished)
+    )
     assert any(name.startswith("events") for name in os.listdir(finished / "tensorboard"))
     config = json.loads((finished / "config.json").read_text())
     assert config["experiment"]["train"]["steps"] == 12
@@ -193,6 +195,9 @@ def test_eval_scores_a_run(experiment, finished, dataset, photos, tmp_path, caps
     from pixtok.data.build import Settings, build
 
     build(str(photos), tmp_path / "silent", Settings(vocabulary="none"))
+    save_image(tmp_path / "wide" / "large.png", 40, 50)
+    build(str(tmp_path / "wide"), tmp_path / "large")
+    assert evaluate("--data", tmp_path / "large", "--split", "train")["first_pixels"] == 130
     with pytest.raises(InputError, match="another vocabulary"):
         evaluate("--data", tmp_path / "silent")
 

@@ -51,6 +51,10 @@ class Settings:
         for name in ("validation", "test", "max_bad"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name} must lie in 0 … 1; got {getattr(self, name)}")
+        if self.validation + self.test >= 1:
+            raise InputError(
+                f"--validation {self.validation} and --test {self.test} leave nothing to train on: lower them"
+            )
         for name in ("image_size", "limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1; got {value}")

@@ -11,13 +11,13 @@ The index alone tells how many slots and windows every document takes, so packin
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+import grain
 import msgpack
 import numpy as np
-from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from jaxtyping import Int8, Int32, Int64
 
 from pixtok import words
@@ -92,9 +92,8 @@ class Dataset:
         self.manifest = Manifest(**content)
         with np.load(self.path / "index.npz") as arrays:
             self.index = Index(**arrays)
-        self._files = [str(self.path / RECORDS.format(i)) for i in range(self.manifest.records)]
-        self._readers: list[Any] | None = None
-        self._ends = np.zeros(0, np.int64)
+        files = [str(self.path / RECORDS.format(number)) for number in range(self.manifest.records)]
+        self._records = grain.sources.ArrayRecordDataSource(files)
 
     def vocabulary(self) -> words.Vocabulary:
         """The vocabulary that the data set was built with."""
@@ -104,19 +103,6 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.index.split_N)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Loader processes open files of their own."""
-        return {**self.__dict__, "_readers": None}
-
-    def read(self, documents: Sequence[int]) -> list[Document]:
+    def read(self, documents: Iterable[int]) -> list[Document]:
         """The documents at these positions, images still encoded.  Safe from several threads."""
-        if self._readers is None:
-            readers = [array_record_module.ArrayRecordReader(file) for file in self._files]
-            self._ends = np.cumsum([reader.num_records() for reader in readers])
-            self._readers = readers
-        out = []
-        for position in documents:
-            file = int(np.searchsorted(self._ends, position, side="right"))
-            first = int(self._ends[file - 1]) if file else 0
-            out.append(unpack_record(self._readers[file].read([int(position) - first])[0]))
-        return out
+        return [unpack_record(self._records[int(position)]) for position in documents]

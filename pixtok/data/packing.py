@@ -39,6 +39,11 @@ def _windows_of(part_T2: np.ndarray, side: int, image_size: int | None) -> np.nd
     return np.array(counts, np.int64)[which_T.ravel()]
 
 
+def largest_image(index: Index, side: int, image_size: int | None) -> int:
+    """Windows of the largest image of a data set."""
+    return int(_windows_of(index.part_T2, side, image_size).max(initial=0))
+
+
 def _cut(sizes: list[tuple[int, int]], slots: int, window_limit: int) -> list[tuple[int, int, int]]:
     """Cut one document of parts (slots, windows) into pieces (start, stop, windows): text anywhere, images never."""
     pieces, start, position, held = [], 0, 0, 0

@@ -70,6 +70,10 @@ def open_source(name: str, scratch: Path, seed: int = 0, limit: int | None = Non
     return source
 
 
+def _hidden(path: PurePath) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.parts)
+
+
 def _kind(name: str) -> str:
     suffix = PurePath(name).suffix.lower()
     return "image" if suffix in IMAGE_SUFFIXES else suffix.removeprefix(".")
@@ -79,7 +83,11 @@ def _folder(root: Path) -> Source:
     """A folder: of mixed text files where one has an image tag; otherwise of images, with .txt or .json captions
     of the same name beside them, or labelled by their sub-folder.
     """
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if (root / "dataset.json").is_file():
+        raise InputError(
+            f"{root} is a data set that `pixtok data build` made: train on it, or give what it was made from"
+        )
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
     texts = [p for p in files if _kind(p.name) == "txt"]
     if any(b"<|image|>" in p.read_bytes() for p in texts):
         return Source(len(texts), lambda: (Entry(_mixed(root, p)) for p in texts))
@@ -158,7 +166,7 @@ def _tar(path: Path) -> Source:
     """A tar (plain or compressed) of image/.txt/.json triples that share a stem."""
     try:
         with tarfile.open(path) as archive:
-            names = [m.name for m in archive if m.isfile() and not PurePath(m.name).name.startswith(".")]
+            names = [member.name for member in archive if member.isfile() and not _hidden(PurePath(member.name))]
     except tarfile.TarError as error:
         raise InputError(f"{path} is neither a folder nor a tar ({error}): unpack it, or give a tar") from None
 

@@ -4,6 +4,8 @@ import tarfile
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 
 from helpers import save_image
 from pixtok.data.sources import Bad, open_source
@@ -34,6 +36,7 @@ def test_folder_takes_captions_and_labels(tmp_path):
     (root / "dog" / "c.json").write_text(json.dumps({"caption": "from json"}))
     (root / "dog" / "alone.txt").write_text("only text")
     (root / ".hidden.png").write_bytes(b"x")
+    save_image(root / ".cache" / "hidden.png", 2, 2)
     assert read(root, tmp_path) == {
         "top.png": ["image"],
         "cat/a.jpg": ["image", "cat"],
@@ -115,13 +118,45 @@ def test_every_glyph_lies_inside_its_image():
         assert (pixels != ground).any()
 
 
-def test_other_sources_are_bad_input(tmp_path):
+class PixtokToy(tfds.core.GeneratorBasedBuilder):
+    """A registered TFDS data set with labels, as most are."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(3), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            file = io.BytesIO()
+            Image.new("RGB", (4, 3), (number, 0, 0)).save(file, "PNG")
+            file.seek(0)
+            yield number, {"image": file, "label": number % 2}
+
+
+def test_a_tfds_name_gives_images_with_the_names_of_their_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
+    assert set(map(tuple, read("pixtok_toy", tmp_path).values())) == {("image", "cat"), ("image", "dog")}
+    splits = [entry.split for entry in open_source("pixtok_toy", tmp_path / "scratch").entries()]
+    assert splits == ["train"] * 3 + ["test"] * 2
+    assert (tmp_path / "tfds" / "pixtok_toy").is_dir()
+
+
+def test_other_sources_are_bad_input(tmp_path, dataset):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no tar")
     for name, message in (
         (tmp_path / "empty", "holds no images and no text"),
         (tmp_path / "file", "neither a folder nor a tar"),
         (tmp_path / "missing" / "x.tar", "no source at"),
+        (dataset, "is a data set that `pixtok data build` made"),
         ("no_such_tfds_name", "no source at no_such_tfds_name"),
     ):
         with pytest.raises(InputError, match=message):
