@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= glyphs
+MAX_BAD ?= 0.01
 # glyphs, or the last part of the path and a checksum of the whole, so that two folders of one name stay apart.
 NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
 	{ p=$$(realpath '$(DATA)'); b=$$(basename "$$p" | tr -cs 'A-Za-z0-9\n' '-'); echo "$$b-$$(printf %s "$$p" | cksum | cut -d' ' -f1)"; })
@@ -9,9 +10,9 @@ NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
 .PHONY: demo test check format clean
 .DELETE_ON_ERROR:
 
-# The main job, on the embedded data or on your own: make demo DATA=/path/to/folder
+# The main job, on the embedded data or on your own: make demo DATA=/path/to/folder [MAX_BAD=0.1]
 demo: .venv/run.stamp
-	@test -e datasets/$(NAME)/dataset.json || $(BIN)/pixtok data build '$(DATA)' datasets/$(NAME) --image_size 64
+	@test -e datasets/$(NAME)/dataset.json || $(BIN)/pixtok data build '$(DATA)' datasets/$(NAME) --image_size 64 --max_bad $(MAX_BAD)
 	$(BIN)/pixtok train experiments/demo.py --data.path datasets/$(NAME) --run_dir runs/demo-$(NAME)
 	@echo "score it: $(BIN)/pixtok eval runs/demo-$(NAME)"
 

@@ -62,6 +62,7 @@ class Settings:
 
 RECORD_FILE_BYTES = 2**30
 _CHUNK = 64
+_ENOUGH_BAD = 100
 
 
 def progress_bar(description: str) -> Progress:
@@ -163,6 +164,7 @@ def _write(source: Source, folder: Path, name: str, settings: Settings) -> Manif
     starts, sizes = [0], []
     counts: collections.Counter[str] = collections.Counter()
     records = _Records(folder)
+    bad: Bad | None = None
     begin = time.perf_counter()
     with open(folder / "bad.jsonl", "w") as bad_file, progress_bar("building") as progress:
         task = progress.add_task("", total=total, note="")
@@ -170,13 +172,12 @@ def _write(source: Source, folder: Path, name: str, settings: Settings) -> Manif
             document = entry.document
             progress.update(task, advance=1, note=f"{counts['bad']} bad")
             if isinstance(document, Bad):
+                bad = document
                 counts["bad"] += 1
-                bad_file.write(json.dumps({"id": document.id, "reason": document.reason}) + "\n")
-                if counts["bad"] > settings.max_bad * total:
-                    raise TooManyBadError(
-                        f"{counts['bad']} bad of {total} documents are more than max_bad = {settings.max_bad:g}; "
-                        f"the last one: {document.id} ({document.reason})"
-                    )
+                bad_file.write(json.dumps({"id": bad.id, "reason": bad.reason}) + "\n")
+                # A small source is read to its end, so that all its bad files are named at once.
+                if counts["bad"] > max(settings.max_bad * total, _ENOUGH_BAD):
+                    break
                 continue
             sized = iter(image_sizes)
             for part in document.parts:
@@ -193,6 +194,11 @@ def _write(source: Source, folder: Path, name: str, settings: Settings) -> Manif
             own.append(entry.split)
             records.write(pack_record(document))
     records.close()
+    if bad is not None and counts["bad"] > settings.max_bad * total:
+        raise TooManyBadError(
+            f"{counts['bad']} bad of {total} documents are more than max_bad = {settings.max_bad:g}; "
+            f"the last one: {bad.id} ({bad.reason})"
+        )
     if not digests:
         raise InputError(f"{name}: none of {total} documents is usable")
     seconds = time.perf_counter() - begin
@@ -246,7 +252,7 @@ def build(source: str, out: Path, settings: Settings = Settings()) -> Manifest:
     except TooManyBadError as error:
         report = out.with_name(out.name + ".bad.jsonl")
         shutil.copyfile(partial / "bad.jsonl", report)
-        raise InputError(f"{error}; all so far are named in {report}; --max_bad accepts more") from None
+        raise InputError(f"{error}; all are named in {report}; --max_bad accepts more") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest

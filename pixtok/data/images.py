@@ -64,6 +64,8 @@ def decode(content: bytes, image_size: int | None = None) -> tuple[Image, bool]:
                 changed = image.mode != "RGB" or upright.size != image.size or image.getexif().get(0x112, 1) != 1
     except ImageError:
         raise
+    except PIL.UnidentifiedImageError:
+        raise ImageError("not an image that Pillow knows") from None
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(str(error)) from None
     except Exception as error:  # a damaged file can raise anything at all, struct.error and IndexError included

@@ -55,7 +55,7 @@ def test_images_are_brought_down_once(photos, tmp_path):
     assert sizes[sizes[:, 0] > 0].max() == 6
 
 
-def test_bad_files_are_counted_named_and_skipped(photos, tmp_path):
+def test_bad_files_are_counted_named_and_skipped(photos, tmp_path, monkeypatch):
     root = tmp_path / "some-bad"
     shutil.copytree(photos, root)
     (root / "empty.png").touch()
@@ -69,11 +69,14 @@ def test_bad_files_are_counted_named_and_skipped(photos, tmp_path):
     assert all(line["reason"] for line in lines)
     assert sum(manifest.documents.values()) == 24
 
-    with pytest.raises(InputError, match=r"of 27 documents are more than max_bad = 0.01.*--max_bad accepts more"):
+    with pytest.raises(InputError, match=r"3 bad of 27 documents are more than max_bad = 0.01.*--max_bad accepts more"):
         build(str(root), tmp_path / "refused", Settings())
     assert not (tmp_path / "refused").exists()
     assert not (tmp_path / "refused.partial").exists()
-    assert "cut.png" in (tmp_path / "refused.bad.jsonl").read_text()
+    assert (tmp_path / "refused.bad.jsonl").read_bytes() == (tmp_path / "out" / "bad.jsonl").read_bytes()
+    monkeypatch.setattr("pixtok.data.build._ENOUGH_BAD", 1)
+    with pytest.raises(InputError, match="2 bad of 27 documents"):
+        build(str(root), tmp_path / "refused", Settings())
 
 
 def test_an_existing_place_is_not_touched(photos, tmp_path):
