@@ -12,9 +12,6 @@ from typing import Any, Literal
 from pixtok import fold
 from pixtok.errors import InputError
 
-MAX_COLOURS = 32_768
-"""The unified head and the pixel table take one row per folded colour up to this many."""
-
 
 @dataclass(frozen=True)
 class Stream:
@@ -23,7 +20,7 @@ class Stream:
     width: int
     """Width E."""
     layers: int
-    """Number of blocks."""
+    """Number of blocks; the pixel decoder may have none."""
     heads: int
     """Query heads H; the width of a head is E / H."""
     kv_heads: int
@@ -48,12 +45,24 @@ class Model:
     """The pixel encoder."""
     trunk: Stream
     """The causal decoder over words and window summaries."""
+    decoder: Stream
+    """The pixel decoder, which predicts all pixels of a window after its first."""
+    objective: Literal["full", "reference"] = "full"
+    """`full`: every word and every pixel is predicted. `reference`: words and the first pixel of each window, as in
+    UPW; there is no pixel decoder."""
     vocab_size: int = 262
     """Word ids V, special tokens included; 262 is the byte vocabulary."""
     fold_factor: int = 16
     """Fold factor F: a channel has 256 / F levels."""
+    residual: bool = True
+    """Predict, and look at, what folding leaves out (c mod F), so that all 8 bits of a pixel are scored. Without it
+    the pixel decoder knows folded colours alone."""
     window: int = 16
     """Side of a window, in pixels."""
+    halo: int = 1
+    """Rows above and columns to the left of a window whose pixels its decoder sees exactly."""
+    summaries: bool = True
+    """The pixel decoder attends to the trunk: to words and to summaries of earlier windows."""
     variant: Literal["pixtok", "upw"] = "pixtok"
     """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
     `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window."""
@@ -153,6 +162,8 @@ class Experiment:
 UPW = Model(
     encoder=Stream(width=768, layers=5, heads=12, kv_heads=6),
     trunk=Stream(width=768, layers=12, heads=12, kv_heads=6),
+    decoder=Stream(width=768, layers=0, heads=12, kv_heads=6),
+    objective="reference",
     vocab_size=6,
     fold_factor=16,
     window=16,
@@ -165,6 +176,7 @@ PRESETS = {
     "tiny": Model(
         encoder=Stream(width=48, layers=2, heads=2, kv_heads=1),
         trunk=Stream(width=128, layers=4, heads=4, kv_heads=2),
+        decoder=Stream(width=48, layers=2, heads=2, kv_heads=1),
         fold_factor=32,
         window=8,
     ),
@@ -182,18 +194,16 @@ def validate(experiment: Experiment) -> None:
     model, data, train = experiment.model, experiment.data, experiment.train
     factor = model.fold_factor
     _require(factor in fold.FACTORS, "model.fold_factor", "a power of two from 1 to 256", factor)
-    _require(
-        fold.colours(factor) <= MAX_COLOURS,
-        "model.fold_factor",
-        f"8 or more (the head has a row for each of at most {MAX_COLOURS:,} colours)",
-        f"{factor}, which leaves {fold.colours(factor):,} colours",
-    )
     _require(model.vocab_size >= 6, "model.vocab_size", "at least 6, the special tokens", model.vocab_size)
     _require(model.window >= 1, "model.window", "at least 1", model.window)
-    for name in ("encoder", "trunk"):
+    _require(
+        0 <= model.halo <= model.window, "model.halo", f"from 0 to model.window = {model.window}", model.halo
+    )
+    for name in ("encoder", "trunk", "decoder"):
         stream: Stream = getattr(model, name)
         for size in ("width", "layers", "heads", "kv_heads"):
-            _require(getattr(stream, size) >= 1, f"model.{name}.{size}", "at least 1", getattr(stream, size))
+            least = 0 if (name, size) == ("decoder", "layers") else 1
+            _require(getattr(stream, size) >= least, f"model.{name}.{size}", f"at least {least}", getattr(stream, size))
         width, heads, kv_heads = stream.width, stream.heads, stream.kv_heads
         _require(width % heads == 0, f"model.{name}.width", f"a multiple of model.{name}.heads = {heads}", width)
         _require(
@@ -202,7 +212,8 @@ def validate(experiment: Experiment) -> None:
             f"a multiple of model.{name}.kv_heads = {kv_heads}",
             heads,
         )
-        turns = 4 if (name, model.variant) == ("encoder", "pixtok") else 2
+        axial = name == "decoder" or (name == "encoder" and model.variant == "pixtok")
+        turns = 4 if axial else 2
         _require(
             stream.head_width % turns == 0,
             f"model.{name}.width / heads",
@@ -274,10 +285,12 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def from_json(cls: Any, content: dict[str, Any]) -> Any:
-    """The inverse of `dataclasses.asdict`.  Raises InputError on a setting that this version does not have."""
+    """The inverse of `dataclasses.asdict`.  Raises InputError when it was written under other settings than ours."""
     types = typing.get_type_hints(cls)
-    if unknown := set(content) - set(types):
-        raise InputError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}: another version wrote it")
+    if odd := set(content) ^ set(types):
+        raise InputError(
+            f"{cls.__name__} was written by another version of pixtok: it differs in {', '.join(sorted(odd))}"
+        )
     return cls(
         **{
             name: from_json(types[name], value) if dataclasses.is_dataclass(types[name]) else value

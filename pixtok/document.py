@@ -2,7 +2,8 @@
 
 One document becomes `<s> text <|image|> w_1 … w_M <|/image|> text </s>`: a slot for each word and for each
 window of pixels.  Its label identities: the target of slot s is what slot s + 1 holds, a word id for a word
-and V + the id of its first pixel for a window; the last slot has none.
+and V + the folded id of its first pixel for a window (V alone where folded colours are too many for one head);
+the last slot has none.
 """
 
 import re
@@ -43,11 +44,11 @@ class Slots(NamedTuple):
     word_S: Int32[np.ndarray, " S"]
     """Word ids; `<pad>` where a slot holds a window."""
     target_S: Int32[np.ndarray, " S"]
-    """0 … V − 1 for a word, V … V + L³ − 1 for a first pixel, −1 for none."""
+    """0 … V − 1 for a word, V … for a window, −1 for none."""
     window_slot_M: Int32[np.ndarray, " M"]
     """The slot of each window."""
     pixel_MW: Int32[np.ndarray, "M W"]
-    """Folded colours, valid pixels first; L³ is padding."""
+    """Packed 8-bit colours, valid pixels first, then padding (see `fold`)."""
     shape_M2: Int32[np.ndarray, "M 2"]
     place_M4: Int32[np.ndarray, "M 4"]
 
@@ -62,9 +63,8 @@ class Slots(NamedTuple):
 def tokenize(document: Document, vocabulary: Vocabulary, *, vocab_size: int, fold_factor: int, side: int) -> Slots:
     """Document (images decoded to pixels) → its slots.
 
-    `vocab_size` is V of the model: at least the vocabulary's, and where first pixels begin.
+    `vocab_size` is V of the model: at least the vocabulary's, and where windows begin.
     """
-    padding = fold.colours(fold_factor)
     words, content = [int(Special.BOS)], [int(Special.BOS)]
     window_slot, pixels, places = [], [], []
     for part in document.parts:
@@ -74,14 +74,14 @@ def tokenize(document: Document, vocabulary: Vocabulary, *, vocab_size: int, fol
             content += ids
             continue
         assert isinstance(part, np.ndarray), "tokenize takes decoded images"
-        ids_YX, _ = fold.fold(part, fold_factor)
-        pixel_MW = windows.split(ids_YX, side, fill=padding)
+        pixel_MW = windows.split(fold.pack(part), side, fill=fold.PADDING)
         count = len(pixel_MW)
+        first_M = np.zeros(count, np.int32) if fold.by_channel(fold_factor) else fold.ids(pixel_MW[:, 0], fold_factor)
         window_slot += range(len(words) + 1, len(words) + 1 + count)
         pixels.append(pixel_MW)
         places.append(windows.geometry(part.shape[0], part.shape[1], side))
         words += [Special.IMAGE, *[Special.PAD] * count, Special.END_IMAGE]
-        content += [Special.IMAGE, *(vocab_size + pixel_MW[:, 0]), Special.END_IMAGE]
+        content += [Special.IMAGE, *(vocab_size + first_M), Special.END_IMAGE]
     words.append(Special.EOS)
     content.append(Special.EOS)
 
@@ -113,12 +113,13 @@ class Rows(NamedTuple):
     window_slot_BM: Int32[Any, "*B M"]
     """The slot of a window; S where there is none."""
     pixel_BMW: Int32[Any, "*B M W"]
+    """Packed 8-bit colours."""
     shape_BM2: Int32[Any, "*B M 2"]
     """Rows and columns of pixels in a window; 0, 0 where there is none."""
     place_BM4: Int32[Any, "*B M 4"]
 
 
-def empty_row(slots: int, window_count: int, fold_factor: int, side: int) -> Rows:
+def empty_row(slots: int, window_count: int, side: int) -> Rows:
     """A row that holds nothing."""
     return Rows(
         np.full(slots, Special.PAD, np.int32),
@@ -126,7 +127,7 @@ def empty_row(slots: int, window_count: int, fold_factor: int, side: int) -> Row
         np.zeros(slots, np.int32),
         np.zeros(slots, np.int32),
         np.full(window_count, slots, np.int32),
-        np.full((window_count, side * side), fold.colours(fold_factor), np.int32),
+        np.full((window_count, side * side), fold.PADDING, np.int32),
         np.zeros((window_count, 2), np.int32),
         np.zeros((window_count, 4), np.int32),
     )

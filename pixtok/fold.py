@@ -2,12 +2,19 @@
 
 With fold factor F and L = 256 / F levels a channel, c' = ⌊c / F⌋ and id = r' + L·g' + L²·b'.
 The residual c mod F is what the id leaves out; both together are the pixel again, bit for bit.
+What works on packed colours takes arrays of numpy and of jax alike.
 """
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 FACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PADDING = 1 << 24
+"""The packed colour of a pixel that is none."""
+MAX_COLOURS = 32_768
+"""Up to this many folded colours have a row each in tables and heads; more are taken channel by channel."""
 
 
 def levels(factor: int) -> int:
@@ -22,28 +29,52 @@ def colours(factor: int) -> int:
     return levels(factor) ** 3
 
 
-def fold(
-    rgb: UInt8[np.ndarray, "*shape 3"], factor: int
-) -> tuple[Int32[np.ndarray, "*shape"], UInt8[np.ndarray, "*shape 3"]]:
-    """8-bit colours → (ids in 0 … L³ − 1, residuals in 0 … F − 1).  Raises ValueError on a bad factor."""
-    bits = levels(factor).bit_length() - 1  # L = 2^bits, so the whole map is shifts
+def by_channel(factor: int) -> bool:
+    """Whether there are so many folded colours that they are taken channel by channel."""
+    return colours(factor) > MAX_COLOURS
+
+
+def outcomes(factor: int) -> int:
+    """What the unified head tells apart of a window that follows: its first folded colour, or only that it follows."""
+    return 1 if by_channel(factor) else colours(factor)
+
+
+def pack(rgb: UInt8[np.ndarray, "*shape 3"]) -> Int32[np.ndarray, "*shape"]:
+    """8-bit colours as one integer each, r + 2⁸·g + 2¹⁶·b.  Raises ValueError on anything else."""
     if rgb.dtype != np.uint8 or rgb.shape[-1:] != (3,):
-        raise ValueError(f"fold takes uint8 colours of shape (…, 3); got {rgb.dtype} {rgb.shape}")
-    folded = (rgb >> np.uint8(8 - bits)).astype(np.int32) if bits else np.zeros(rgb.shape, np.int32)
-    ids = folded[..., 0] | folded[..., 1] << bits | folded[..., 2] << 2 * bits
-    return ids, rgb & np.uint8(factor - 1)
+        raise ValueError(f"colours must be uint8 of shape (…, 3); got {rgb.dtype} {rgb.shape}")
+    wide = rgb.astype(np.int32)
+    return wide[..., 0] | wide[..., 1] << 8 | wide[..., 2] << 16
 
 
-def unfold(
-    ids: Int32[np.ndarray, "*shape"], factor: int, residual: UInt8[np.ndarray, "*shape 3"] | None = None
-) -> UInt8[np.ndarray, "*shape 3"]:
-    """Ids → 8-bit colours: exact with the residuals of `fold`, else the middle of each bin, c'·F + ⌊F / 2⌋.
+def split(colour: Any, factor: int) -> tuple[Any, Any]:
+    """Packed colours → (levels c', residuals c mod F), int32 of shape (…, 3).  Raises ValueError on a bad factor."""
+    bits = levels(factor).bit_length() - 1  # L = 2^bits, so the whole map is shifts
+    shift = np.array([0, 8, 16], np.int32).reshape((1,) * colour.ndim + (3,))
+    channel = (colour[..., None] >> shift) & 255
+    return channel >> (8 - bits), channel & (factor - 1)
 
-    Raises ValueError on a bad factor or an id outside 0 … L³ − 1.
-    """
+
+def ids(colour: Any, factor: int) -> Any:
+    """Packed colours → folded ids 0 … L³ − 1, L³ for padding.  Raises ValueError on a bad factor."""
     level = levels(factor)
-    if ids.size and not (ids.min() >= 0 and ids.max() < level**3):
-        raise ValueError(f"ids must lie in 0 … {level**3 - 1}; got {ids.min()} … {ids.max()}")
-    channels = np.stack([ids % level, ids // level % level, ids // level**2], axis=-1)
-    rest = np.uint8(factor // 2) if residual is None else residual
-    return (channels * factor).astype(np.uint8) + rest
+    folded, _ = split(colour, factor)
+    own = folded[..., 0] + level * folded[..., 1] + level**2 * folded[..., 2]
+    padding = (colour >> 24) & 1
+    return own + level**3 * padding
+
+
+def join(level: Any, residual: Any, factor: int) -> Any:
+    """The inverse of `split`: levels and residuals of shape (…, 3) → packed colours."""
+    channel = level * factor + residual
+    return channel[..., 0] | channel[..., 1] << 8 | channel[..., 2] << 16
+
+
+def unpack(colour: Int32[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """The inverse of `pack`."""
+    return split(colour, 1)[0].astype(np.uint8)
+
+
+def folded(rgb: UInt8[np.ndarray, "*shape 3"], factor: int) -> UInt8[np.ndarray, "*shape 3"]:
+    """8-bit colours as folding leaves them: each channel at the middle of its bin, c'·F + ⌊F / 2⌋."""
+    return unpack(join(split(pack(rgb), factor)[0], factor // 2, factor))

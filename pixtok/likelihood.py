@@ -1,46 +1,125 @@
-"""The reference objective (UPW's): −log p of the next word, or of the first pixel of the next window."""
+"""The likelihood of words and pixels, as sums that are kept apart by modality until the end.
 
+    −log p(document) = Σ_slots −log p(u_{s+1} | u_≤s) + Σ_windows Σ_{i≥2} −log p(x_{m,i} | …) + residual terms
+
+The unified head says that a window follows and gives the folded colour of its first pixel, the pixel decoder gives
+the rest.  UPW's objective is the first sum alone.
+"""
+
+import math
 from typing import Any, NamedTuple
 
 import jax
-import optax
+import numpy as np
 from jax import numpy as jnp
 
-from pixtok.document import NO_TARGET
+from pixtok import fold
+from pixtok.config import Model
+from pixtok.document import NO_TARGET, Rows
+from pixtok.model.model import Nats
 
 
 class Sums(NamedTuple):
-    """Sums over a batch or many, kept apart by modality until the end: never a mean of means.  Scalars."""
+    """Sums over something; never a mean of means.  Nats, or counts."""
 
     nats_word: Any
-    """Σ −log p(word), in nats; special tokens are words."""
+    """Σ −log p(word); special tokens are words."""
     words: Any
     nats_first_pixel: Any
-    """Σ −log p(first pixel of a window), in nats."""
+    """Σ −log p(a window follows, and the folded colour of its first pixel)."""
     first_pixels: Any
+    nats_fold: Any
+    """Σ −log p(folded colour) of all other pixels."""
+    nats_residual: Any
+    """Σ −log p(what folding leaves out) of all pixels."""
+    pixels: Any
+    """Number of pixels; 0 when only first ones are predicted."""
 
 
-def reference(logits_BSU: jax.Array, target_BS: jax.Array, vocab_size: int) -> Sums:
-    """Sums of the objective, float32, and int32 counts; slots without a target count nowhere."""
-    nats_BS = optax.softmax_cross_entropy_with_integer_labels(logits_BSU, jnp.maximum(target_BS, 0))
-    is_word_BS = (target_BS != NO_TARGET) & (target_BS < vocab_size)
-    is_pixel_BS = target_BS >= vocab_size
+def counts(rows: Rows, model: Model) -> dict[str, jax.Array]:
+    """The counts among the `Sums` of whole rows."""
+    target_BS = jnp.asarray(rows.target_BS)
+    return {
+        "words": jnp.sum((target_BS != NO_TARGET) & (target_BS < model.vocab_size), dtype=jnp.int32),
+        "first_pixels": jnp.sum(target_BS >= model.vocab_size, dtype=jnp.int32),
+        "pixels": jnp.sum(rows.shape_BM2.prod(-1), dtype=jnp.int32) if model.objective == "full" else jnp.int32(0),
+    }
+
+
+def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
+    """Sums for each slot, (B, S): float32 nats, int32 counts.  A slot's are those of what follows it."""
+    rows = jax.tree.map(jnp.asarray, rows)
+    target_BS = rows.target_BS
+    is_word_BS = (target_BS != NO_TARGET) & (target_BS < model.vocab_size)
+    is_window_BS = target_BS >= model.vocab_size
+    full, level_first = model.objective == "full", fold.by_channel(model.fold_factor)
+
+    pixel_1W = jnp.arange(nats.pixel_BMWC.shape[2])[None, None]
+    valid_BMW = pixel_1W < rows.shape_BM2.prod(-1)[:, :, None]
+    fold_BMW = jnp.where(valid_BMW, nats.pixel_BMWC[..., :3].sum(-1), 0)
+    residual_BMW = jnp.where(valid_BMW, nats.pixel_BMWC[..., 3:].sum(-1), 0)
+
+    def put(window_BM: jax.Array) -> jax.Array:
+        """What belongs to windows → to the slots before them."""
+        zeros_BS = jnp.zeros(target_BS.shape, window_BM.dtype)
+        before_BM = rows.window_slot_BM - 1  # S − 1 for an absent window, which adds 0
+        return jax.vmap(lambda z_S, slot_M, x_M: z_S.at[slot_M].add(x_M))(zeros_BS, before_BM, window_BM)
+
+    first_BS = jnp.where(is_window_BS, nats.slot_BS, 0)
+    if level_first:
+        first_BS += put(fold_BMW[:, :, 0])
+    count_BM = rows.shape_BM2.prod(-1) if full else jnp.zeros(rows.shape_BM2.shape[:2], jnp.int32)
     return Sums(
-        jnp.sum(nats_BS, where=is_word_BS),
-        jnp.sum(is_word_BS, dtype=jnp.int32),
-        jnp.sum(nats_BS, where=is_pixel_BS),
-        jnp.sum(is_pixel_BS, dtype=jnp.int32),
+        jnp.where(is_word_BS, nats.slot_BS, 0),
+        is_word_BS.astype(jnp.int32),
+        first_BS,
+        is_window_BS.astype(jnp.int32),
+        put(fold_BMW[:, :, 1:].sum(-1)),
+        put(residual_BMW.sum(-1)),
+        put(count_BM),
     )
 
 
-def figures(sums: Sums) -> dict[str, float]:
-    """Sums → `loss` (nats per target of either kind), `nats_word`, `nats_first_pixel`; absent without targets."""
-    nats_word, words, nats_first_pixel, first_pixels = (float(value) for value in sums)
-    out = {}
-    if words + first_pixels:
-        out["loss"] = (nats_word + nats_first_pixel) / (words + first_pixels)
-    if words:
-        out["nats_word"] = nats_word / words
-    if first_pixels:
-        out["nats_first_pixel"] = nats_first_pixel / first_pixels
+def total(sums: Sums) -> Sums:
+    """Over all slots."""
+    return jax.tree.map(jnp.sum, sums)
+
+
+def loss(sums: Sums, model: Model) -> Any:
+    """What training minimises.
+
+    `full`: nats per word + nats per sub-pixel.  `reference`: nats per target, word or first pixel alike.
+    """
+    if model.objective == "reference":
+        targets = sums.words + sums.first_pixels
+        return _ratio(sums.nats_word + sums.nats_first_pixel, targets)
+    return _ratio(sums.nats_word, sums.words) + _ratio(
+        sums.nats_first_pixel + sums.nats_fold + sums.nats_residual, 3 * sums.pixels
+    )
+
+
+def _ratio(nats: Any, count: Any) -> Any:
+    """0 of nothing; for scalars and arrays of numpy and jax."""
+    return nats / (count + (count == 0))
+
+
+def figures(sums: Sums, model: Model) -> dict[str, Any]:
+    """Sums → the figures that they define, of scalars or of arrays of any shape.
+
+    `loss`; `nats_word`, `nats_first_pixel`: nats each; `bpd_fold`: bits per folded sub-pixel; `bpd_8bit`: bits per
+    8-bit sub-pixel, where residuals are predicted or nothing is folded; `reference`: UPW's objective, nats per word or
+    first pixel.
+    """
+    out = {"loss": loss(sums, model)}
+    bits = 3 * math.log(2)
+    for name, nats, count in (
+        ("nats_word", sums.nats_word, sums.words),
+        ("nats_first_pixel", sums.nats_first_pixel, sums.first_pixels),
+        ("bpd_fold", sums.nats_first_pixel + sums.nats_fold, sums.pixels * bits),
+        ("bpd_8bit", sums.nats_first_pixel + sums.nats_fold + sums.nats_residual, sums.pixels * bits),
+        ("reference", sums.nats_word + sums.nats_first_pixel, sums.words + sums.first_pixels),
+    ):
+        defined = name != "bpd_8bit" or model.residual or model.fold_factor == 1
+        if defined and np.any(np.asarray(count) > 0):
+            out[name] = _ratio(nats, count)
     return out

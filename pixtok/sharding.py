@@ -17,6 +17,8 @@ BATCH = ("data", "fsdp")
 RULES: dict[str, str | None] = {
     "embed": "fsdp",
     "pixel_embed": None,
+    "pixel_input": None,
+    "level": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head": None,

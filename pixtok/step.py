@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 from pixtok import likelihood, optim, sharding
 from pixtok.config import Experiment
-from pixtok.document import NO_TARGET, Rows, empty_row
+from pixtok.document import Rows, empty_row
 from pixtok.likelihood import Sums
 from pixtok.model.model import UnifiedModel
 
@@ -40,13 +40,13 @@ class Program:
     def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         """Raises InputError when the experiment does not fit the mesh."""
         sharding.check_batch(experiment, mesh)
-        self._train, self._vocab_size = experiment.train, experiment.model.vocab_size
+        self._train, self._config = experiment.train, experiment.model
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
         self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
         self._rows = sharding.row_shardings(mesh)
         one = sharding.replicated(mesh)
         # The smallest rows that have every part: parameters depend on no other shape.
-        empty = empty_row(2, 1, experiment.model.fold_factor, experiment.model.window)
+        empty = empty_row(2, 1, experiment.model.window)
         self._example = jax.tree.map(lambda array: array[None], empty)
 
         boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
@@ -64,23 +64,22 @@ class Program:
             out_shardings=(shardings, one),
             donate_argnums=0,
         )
-        self._evaluate = jax.jit(self._sums, in_shardings=(shardings.params, self._rows), out_shardings=one)
+        self._score = jax.jit(self._by_slot, in_shardings=(shardings.params, self._rows), out_shardings=one)
 
     def _boxed_state(self, key: jax.Array) -> State:
         params = self._model.init(key, self._example)["params"]
         return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
-    def _sums(self, params: Any, rows: Rows) -> Sums:
-        logits_BSU, _ = self._model.apply({"params": params}, rows)
-        return likelihood.reference(logits_BSU, rows.target_BS, self._vocab_size)
+    def _by_slot(self, params: Any, rows: Rows) -> Sums:
+        return likelihood.by_slot(self._model.apply({"params": params}, rows), rows, self._config)
 
     def _train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
-        # Divide by the count of the whole batch, so that microbatches change nothing but the memory.
-        count = jnp.maximum(jnp.sum(rows.target_BS != NO_TARGET), 1).astype(jnp.float32)
+        # Divide by the counts of the whole batch, so that microbatches change nothing but the memory.
+        counts = likelihood.counts(rows, self._config)
 
         def loss(params: Any, part: Rows) -> tuple[jax.Array, Sums]:
-            sums = self._sums(params, part)
-            return (sums.nats_word + sums.nats_first_pixel) / count, sums
+            sums = likelihood.total(self._by_slot(params, part))
+            return likelihood.loss(sums._replace(**counts), self._config), sums
 
         gradient = jax.grad(loss, has_aux=True)
         parts = self._train.microbatches
@@ -118,10 +117,13 @@ class Program:
         """One optimizer step.  `state` is donated: it is gone afterwards."""
         return self._step(state, rows)
 
+    def score(self, params: Any, rows: Rows) -> Sums:
+        """Sums for each slot of a batch, (B, S), in float64 on the host."""
+        return jax.tree.map(np.float64, jax.device_get(self._score(params, self.put(rows))))
+
     def evaluate(self, params: Any, batches: Any) -> Sums:
-        """Sums of the objective over batches, added up in float64 on the host."""
-        total = [np.zeros((), np.float64)] * len(Sums._fields)
+        """Sums over batches."""
+        sums = Sums(*[0.0] * len(Sums._fields))
         for batch in batches:
-            sums = jax.device_get(self._evaluate(params, self.put(batch.rows)))
-            total = [a + b for a, b in zip(total, sums, strict=True)]
-        return Sums(*total)
+            sums = jax.tree.map(lambda total, part: total + part.sum(), sums, self.score(params, batch.rows))
+        return sums

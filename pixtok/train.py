@@ -183,7 +183,7 @@ class Trainer:
             self.clock.count("evaluate"),
             self._validation.epoch(self.experiment.train.eval_batches) as batches,
         ):
-            figures = likelihood.figures(self.program.evaluate(state.params, bad.watch(batches)))
+            figures = likelihood.figures(self.program.evaluate(state.params, bad.watch(batches)), self.experiment.model)
         writer.write(step, "validation", figures)
         live.say(f"step {step}  validation: {describe(figures)}")
 
@@ -227,7 +227,8 @@ class _StepLog:
             return
         (step, metrics, contents), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
-        figures = likelihood.figures(metrics.sums)
+        model = self._trainer.experiment.model
+        figures = {name: float(value) for name, value in likelihood.figures(metrics.sums, model).items()}
         if not all(map(math.isfinite, (*figures.values(), float(metrics.grad_norm)))):
             self._fail(step, figures | {"grad_norm": float(metrics.grad_norm)})
         self._seen += contents

@@ -38,7 +38,7 @@ def sheet(dataset: Dataset, fold_factor: int, columns: int = 6, rows: int = 3, c
     for item in dataset.read(np.flatnonzero(dataset.index.split_N == 0)[: columns * rows].tolist()):
         picture = next((part for part in item.parts if isinstance(part, bytes)), None)
         pixels = np.full((1, 1, 3), 255, np.uint8) if picture is None else images.decode(picture)[0]
-        folded = fold.unfold(fold.fold(pixels, fold_factor)[0], fold_factor)
+        folded = fold.folded(pixels, fold_factor)
         text = " ".join(part for part in item.parts if isinstance(part, str))
         drawn.append((_scaled(pixels, cell), _scaled(folded, cell), text.replace("\n", " ")[: cell // 6]))
     tall = max(tile.height for tile, _, _ in drawn)

@@ -47,7 +47,7 @@ class _ReadRow:
         if self._vocabulary is None:
             self._vocabulary = self._dataset.vocabulary()
         model, data, plan = self._model, self._data, self._plan
-        empty = document.empty_row(data.slots, data.windows, model.fold_factor, model.window)
+        empty = document.empty_row(data.slots, data.windows, model.window)
         if row >= len(plan.start_R) - 1:
             return Batch(empty, [])
         picked = plan.piece_P[plan.start_R[row] : plan.start_R[row + 1]]

@@ -1,11 +1,14 @@
-"""Rotary positions and grouped-query attention."""
+"""Rotary positions, causal attention of slots, and the conditional attention of pixels."""
 
 import math
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from einops import rearrange
 from jax import numpy as jnp
+from pixtok_kernels import global_conditional_attention
 
 from pixtok.config import Stream
 from pixtok.model.param import linear, matrix, param
@@ -40,12 +43,26 @@ def axial_angles(row: jax.Array, column: jax.Array, head_width: int) -> jax.Arra
     return jnp.concatenate(parts, axis=-1)
 
 
-def rotate(x_BSHD: jax.Array, angle_BSR: jax.Array) -> jax.Array:
-    """Rotate the pairs (j, j + R) of features by the angles, in float32.  R = D/2."""
-    first, second = jnp.split(x_BSHD.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angle_BSR)[:, :, None], jnp.sin(angle_BSR)[:, :, None]
+def pixel_angles(shape_BM2: jax.Array, window: int, head_width: int) -> jax.Array:
+    """Angles (B, M, W, D/2) of the row and column of each pixel in its window."""
+    columns_BM1 = jnp.maximum(shape_BM2[:, :, 1:], 1)
+    index_BMW = jnp.broadcast_to(jnp.arange(window), (*shape_BM2.shape[:2], window))
+    return axial_angles(index_BMW // columns_BM1, index_BMW % columns_BM1, head_width)
+
+
+def rotate(x_SHD: jax.Array, angle_SR: jax.Array) -> jax.Array:
+    """Rotate the pairs (j, j + R) of features by the angles, in float32, for any leading axes.  R = D/2."""
+    first, second = jnp.split(x_SHD.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angle_SR)[..., None, :], jnp.sin(angle_SR)[..., None, :]
     turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.astype(x_BSHD.dtype)
+    return turned.astype(x_SHD.dtype)
+
+
+class Cache(NamedTuple):
+    """Rotated keys and values of C slots, for generation: (B, C, K, D)."""
+
+    k_BCKD: jax.Array
+    v_BCKD: jax.Array
 
 
 class Attention(nn.Module):
@@ -57,22 +74,143 @@ class Attention(nn.Module):
     config: Stream
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None) -> jax.Array:
+    def setup(self) -> None:
         E, H, K, D = self.config.width, self.config.heads, self.config.kv_heads, self.config.head_width
+        self.query = param(self, "query", (E, H, D), ("embed", "heads", "head"), matrix(E))
+        self.key = param(self, "key", (E, K, D), ("embed", "kv_heads", "head"), matrix(E))
+        self.value = param(self, "value", (E, K, D), ("embed", "kv_heads", "head"), matrix(E))
+        # Residual branches start small in proportion to their number, so that depth does not inflate the stream.
+        init = matrix(H * D, scale=1 / (2 * self.config.layers))
+        self.out = param(self, "out", (H, D, E), ("heads", "head", "embed"), init)
 
-        def project(name: str, count: int, axis: str) -> jax.Array:
-            kernel_EHD = param(self, name, (E, count, D), ("embed", axis, "head"), matrix(E))
-            return linear(x_BSE, kernel_EHD)
+    def _merge(self, o_SHD: jax.Array) -> jax.Array:
+        H, D, E = self.out.shape
+        return linear(o_SHD.reshape(*o_SHD.shape[:-2], H * D), self.out.reshape(H * D, E))
 
-        q_BSHD = rotate(project("query", H, "heads"), angle_BSR)
-        k_BSKD = rotate(project("key", K, "kv_heads"), angle_BSR)
-        v_BSKD = project("value", K, "kv_heads")
+    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None) -> jax.Array:
+        q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
+        k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
+        v_BSKD = linear(x_BSE, self.value)
         mask_B1SS = None
         if segment_BS is not None:
             mask_B1SS = (segment_BS[:, :, None] == segment_BS[:, None, :])[:, None]
-        o_BSHD = jax.nn.dot_product_attention(q_BSHD, k_BSKD, v_BSKD, mask=mask_B1SS, is_causal=True)
-        # Residual branches start small in proportion to their number, so that depth does not inflate the stream.
-        init = matrix(H * D, scale=1 / (2 * self.config.layers))
-        kernel_HDE = param(self, "out", (H, D, E), ("heads", "head", "embed"), init)
-        return linear(o_BSHD.reshape(*o_BSHD.shape[:2], H * D), kernel_HDE.reshape(H * D, E))
+        return self._merge(jax.nn.dot_product_attention(q_BSHD, k_BSKD, v_BSKD, mask=mask_B1SS, is_causal=True))
+
+    def step(self, x_B1E: jax.Array, cache: Cache, angle_B1R: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
+        """One slot, number `index`, after those in the cache."""
+        q_B1HD = rotate(linear(x_B1E, self.query), angle_B1R)
+        k_B1KD = rotate(linear(x_B1E, self.key), angle_B1R)
+        cache = Cache(_write(cache.k_BCKD, k_B1KD, index), _write(cache.v_BCKD, linear(x_B1E, self.value), index))
+        mask_111C = (jnp.arange(cache.k_BCKD.shape[1]) <= index)[None, None, None]
+        return self._merge(jax.nn.dot_product_attention(q_B1HD, *cache, mask=mask_111C)), cache
+
+
+def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(into_BCKD, x_B1KD, index, axis=1)
+
+
+class Halo(NamedTuple):
+    """The P pixels around each window, visible ones first."""
+
+    index_BMP: jax.Array
+    """Window · W + pixel, in the windows of a row."""
+    angle_BMPR: jax.Array
+    """Of their offsets from the window's first pixel."""
+    count_BM: jax.Array
+    """Number of visible ones."""
+
+
+class Context(NamedTuple):
+    """What a pixel may see beside its own window."""
+
+    angle_BMWR: jax.Array
+    halo: Halo
+    slot_BSE: jax.Array
+    """The trunk's states, in the decoder's width."""
+    span_BM2: jax.Array
+    """First slot of a window's document, and the window's own slot."""
+
+
+class PixelCache(NamedTuple):
+    """What one image's pixels leave for later ones; near keys and slot keys are those of one window."""
+
+    pixel: Cache
+    """Not rotated: (B, M·W, K, D)."""
+    near: Cache
+    """Visible halo keys, then the window's own: (B, P + W, K, D)."""
+    slot: Cache
+    """(B, S, K, D)."""
+
+
+class ConditionalAttention(Attention):
+    """Global conditional attention of the pixels of windows: (B, M, W, E) → (B, M, W, E).
+
+    Keys of slots have projections of their own and are not rotated: a pixel sees them from where it is in its window.
+    Without `summaries` there are none.
+    """
+
+    summaries: bool = True
+
+    def setup(self) -> None:
+        super().setup()
+        if self.summaries:
+            E, K, D = self.config.width, self.config.kv_heads, self.config.head_width
+            self.slot_key = param(self, "slot_key", (E, K, D), ("embed", "kv_heads", "head"), matrix(E))
+            self.slot_value = param(self, "slot_value", (E, K, D), ("embed", "kv_heads", "head"), matrix(E))
+
+    def _slots(self, slot_BSE: jax.Array) -> Cache:
+        if not self.summaries:
+            none_B0KD = jnp.zeros((slot_BSE.shape[0], 0, *self.key.shape[1:]), slot_BSE.dtype)
+            return Cache(none_B0KD, none_B0KD)
+        return Cache(linear(slot_BSE, self.slot_key), linear(slot_BSE, self.slot_value))
+
+    def __call__(self, x_BMWE: jax.Array, context: Context) -> jax.Array:
+        q_BMWHD = rotate(linear(x_BMWE, self.query), context.angle_BMWR)
+        k_BMWKD, v_BMWKD = linear(x_BMWE, self.key), linear(x_BMWE, self.value)
+        halo = context.halo
+        # Keys and values side by side, so that one gather serves both.
+        both_BNKD = rearrange(jnp.concatenate([k_BMWKD, v_BMWKD], axis=-1), "B M W K D -> B (M W) K D")
+        k_BMPKD, v_BMPKD = jnp.split(_gather(both_BNKD, halo.index_BMP), 2, axis=-1)
+        k_BMPWKD = jnp.concatenate([rotate(k_BMPKD, halo.angle_BMPR), rotate(k_BMWKD, context.angle_BMWR)], axis=2)
+        v_BMPWKD = jnp.concatenate([v_BMPKD, v_BMWKD], axis=2)
+        slots = self._slots(context.slot_BSE)
+        return self._merge(
+            global_conditional_attention(
+                q_BMWHD, k_BMPWKD, v_BMPWKD, *slots, context.span_BM2, halo_count_BM=halo.count_BM
+            )
+        )
+
+    def begin(self, _: None, cache: PixelCache, context: Context) -> tuple[None, PixelCache]:
+        """Make ready for the first pixel of one window (M = 1), whose context is given."""
+        k_BPKD, v_BPKD = (_gather(a, context.halo.index_BMP)[:, 0] for a in cache.pixel)
+        k_BPKD = rotate(k_BPKD, context.halo.angle_BMPR[:, 0])
+        near = Cache(_write(cache.near.k_BCKD, k_BPKD, jnp.int32(0)), _write(cache.near.v_BCKD, v_BPKD, jnp.int32(0)))
+        return None, cache._replace(near=near, slot=self._slots(context.slot_BSE))
+
+    def step(
+        self, x_B1E: jax.Array, cache: PixelCache, context: Context, pixel: jax.Array, index: jax.Array
+    ) -> tuple[jax.Array, PixelCache]:
+        """One pixel of one window (M = 1): number `pixel` of the window, `index` of the image."""
+        angle_B1R = jax.lax.dynamic_slice_in_dim(context.angle_BMWR[:, 0], pixel, 1, axis=1)
+        q_B1HD = rotate(linear(x_B1E, self.query), angle_B1R)
+        k_B1KD, v_B1KD = linear(x_B1E, self.key), linear(x_B1E, self.value)
+        own = Cache(rotate(k_B1KD, angle_B1R), v_B1KD)
+        # Earlier pixels of the window stand where its visible halo ends, so that one count covers both.
+        count_B1 = context.halo.count_BM + pixel
+        near_B1PWKD = (jnp.concatenate(pair, axis=1)[:, None] for pair in zip(cache.near, own, strict=True))
+        o_B11HD = global_conditional_attention(
+            q_B1HD[:, None], *near_B1PWKD, *cache.slot, context.span_BM2, halo_count_BM=count_B1
+        )
+        cache = cache._replace(
+            pixel=Cache(_write(cache.pixel.k_BCKD, k_B1KD, index), _write(cache.pixel.v_BCKD, v_B1KD, index)),
+            near=Cache(*(_write(into, x, count_B1[0, 0]) for into, x in zip(cache.near, own, strict=True))),
+        )
+        return self._merge(o_B11HD[:, 0]), cache
+
+
+def _gather(x_BNKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
+    """→ (B, M, P, K, D)."""
+    batch, windows, _ = index_BMP.shape
+    flat_BN11 = index_BMP.reshape(batch, -1)[:, :, None, None]
+    found = jnp.take_along_axis(x_BNKD, flat_BN11, axis=1, mode="clip")
+    return rearrange(found, "B (M P) K D -> B M P K D", M=windows)

@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks and stacks of them."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -46,17 +47,33 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+    """x + attention(norm(x)), then x + SwiGLU(norm(x)).
+
+    `attention` makes the attention of a config and a dtype; what follows x goes there.
+    """
 
     config: Stream
     dtype: jnp.dtype
+    attention: Callable[..., nn.Module] = Attention
 
-    @nn.compact
-    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None) -> tuple[jax.Array, None]:
-        normed = RMSNorm(self.dtype, name="attention_norm")(x_BSE)
-        x_BSE = x_BSE + Attention(self.config, self.dtype, name="attention")(normed, angle_BSR, segment_BS)
-        normed = RMSNorm(self.dtype, name="mlp_norm")(x_BSE)
-        return x_BSE + SwiGLU(self.config, self.dtype, name="mlp")(normed), None
+    def setup(self) -> None:
+        self.attention_norm, self.mlp_norm = RMSNorm(self.dtype), RMSNorm(self.dtype)
+        self.attend = self.attention(self.config, self.dtype, name="attention")
+        self.mlp = SwiGLU(self.config, self.dtype)
+
+    def __call__(self, x_SE: jax.Array, *context: Any) -> tuple[jax.Array, None]:
+        x_SE = x_SE + self.attend(self.attention_norm(x_SE), *context)
+        return x_SE + self.mlp(self.mlp_norm(x_SE)), None
+
+    def step(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
+        """One more slot, after those in the cache."""
+        out_B1E, cache = self.attend.step(self.attention_norm(x_B1E), cache, *context)
+        x_B1E = x_B1E + out_B1E
+        return x_B1E + self.mlp(self.mlp_norm(x_B1E)), cache
+
+    def begin(self, x: None, cache: Any, *context: Any) -> tuple[None, Any]:
+        """Make the cache ready for what is about to be generated."""
+        return self.attend.begin(x, cache, *context)
 
 
 class Stack(nn.Module):
@@ -65,17 +82,28 @@ class Stack(nn.Module):
     config: Stream
     dtype: jnp.dtype
     remat: Literal["none", "block"]
+    attention: Callable[..., nn.Module] = Attention
 
     @nn.compact
-    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_SE: jax.Array, *context: Any) -> jax.Array:
         block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.config.layers,
-            in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast,) * len(context),  # pyright: ignore[reportArgumentType]
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BSE, _ = scanned(self.config, self.dtype, name="blocks")(x_BSE, angle_BSR, segment_BS)
-        return x_BSE
+        x_SE, _ = scanned(self.config, self.dtype, self.attention, name="blocks")(x_SE, *context)
+        return x_SE
+
+    def each(self, method: Literal["begin", "step"], x: Any, caches: Any, *context: Any) -> tuple[Any, Any]:
+        """`step` or `begin` of one block after the other; caches have the leading axis `layers`."""
+        block = Block(self.config, self.dtype, self.attention, parent=None)
+
+        def body(x: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
+            params, cache = layer
+            return block.apply({"params": params}, x, cache, *context, method=method)  # pyright: ignore[reportReturnType]
+
+        return jax.lax.scan(body, x, (self.variables["params"]["blocks"], caches))

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from pixtok import fold
 from pixtok.model.param import embedding, linear, matrix, param
 
 _PLACE_WAVES = 16
@@ -24,17 +25,44 @@ class WordEmbed(nn.Module):
 
 
 class PixelEmbed(nn.Module):
-    """Folded colours → vectors of width E; row L³ of the table is padding."""
+    """Packed colours → vectors of width E, by their folded ids.
 
-    colours: int
+    A table of a row for each colour and one for padding; where colours are too many, the sum of a table of levels
+    for each channel.
+    """
+
+    fold_factor: int
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, pixel_BMW: jax.Array) -> jax.Array:
-        shape = (self.colours + 1, self.width)
+    def __call__(self, colour: jax.Array) -> jax.Array:
+        factor = self.fold_factor
+        if fold.by_channel(factor):
+            return _by_channel(self, fold.split(colour, factor)[0], fold.levels(factor), self.width, self.dtype)
+        shape = (fold.colours(factor) + 1, self.width)
         table_CE = param(self, "table", shape, ("colour", "pixel_embed"), embedding())
-        return table_CE[pixel_BMW].astype(self.dtype)  # in this order, gradients add up in float32
+        return table_CE[fold.ids(colour, factor)].astype(self.dtype)  # in this order, gradients add up in float32
+
+
+class ResidualEmbed(nn.Module):
+    """Packed colours → vectors of width E: the sum, over channels, of a table of what folding leaves out."""
+
+    fold_factor: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, colour: jax.Array) -> jax.Array:
+        residual = fold.split(colour, self.fold_factor)[1]
+        return _by_channel(self, residual, self.fold_factor, self.width, self.dtype)
+
+
+def _by_channel(module: nn.Module, value_3: jax.Array, size: int, width: int, dtype: jnp.dtype) -> jax.Array:
+    """Values (…, 3) of three channels → the sum of their rows in one table of 3·size."""
+    table_CE = param(module, "table", (3 * size, width), ("colour", "pixel_embed"), embedding())
+    rows = (table_CE[value_3[..., channel] + channel * size] for channel in range(3))
+    return sum(rows, jnp.zeros((), jnp.float32)).astype(dtype)
 
 
 class PlaceEmbed(nn.Module):

@@ -7,9 +7,8 @@ import jax
 from einops import rearrange
 from jax import numpy as jnp
 
-from pixtok import fold
 from pixtok.config import Model
-from pixtok.model.attention import axial_angles, line_angles
+from pixtok.model.attention import Cache, line_angles, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.embed import PixelEmbed, PlaceEmbed
 from pixtok.model.param import linear, matrix, param
@@ -25,36 +24,53 @@ class PixelEncoder(nn.Module):
     dtype: jnp.dtype
     remat: Literal["none", "block"]
 
-    @nn.compact
+    def setup(self) -> None:
+        config, stream, trunk = self.config, self.config.encoder, self.config.trunk
+        self.embed = PixelEmbed(config.fold_factor, stream.width, self.dtype)
+        self.stack = Stack(stream, self.dtype, self.remat)
+        self.norm = RMSNorm(self.dtype)
+        if stream.width != trunk.width:
+            shape, axes = (stream.width, trunk.width), ("pixel_embed", "embed")
+            self.summary = param(self, "summary", shape, axes, matrix(stream.width))
+        if config.variant == "pixtok":
+            self.place = PlaceEmbed(trunk.width, self.dtype)
+
+    def _angles(self, shape_BM2: jax.Array) -> jax.Array:
+        W, head = self.config.window**2, self.config.encoder.head_width
+        if self.config.variant == "upw":
+            # UPW's index runs on over all windows of an image.  Rotary scores know differences alone, and attention
+            # stays inside a window, so where the window begins cancels (and would only cost float32 precision).
+            return line_angles(jnp.broadcast_to(jnp.arange(W), (*shape_BM2.shape[:2], W)), head)
+        return pixel_angles(shape_BM2, W, head)
+
     def __call__(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> tuple[jax.Array, jax.Array]:
         """→ (states h_BMWE of all pixels; summaries (B, M, E) in the trunk's width).
 
         Both hold nothing of meaning where a window is absent.
         """
-        config, stream, trunk = self.config, self.config.encoder, self.config.trunk
-        x_BMWE = PixelEmbed(fold.colours(config.fold_factor), stream.width, self.dtype, name="embed")(pixel_BMW)
-        index_BMW = jnp.broadcast_to(jnp.arange(pixel_BMW.shape[2]), pixel_BMW.shape)
-        if config.variant == "upw":
-            # UPW's index runs on over all windows of an image.  Rotary scores know differences alone, and attention
-            # stays inside a window, so where the window begins cancels (and would only cost float32 precision).
-            angle_BMWR = line_angles(index_BMW, stream.head_width)
-        else:
-            columns_BM1 = jnp.maximum(shape_BM2[:, :, 1:], 1)
-            angle_BMWR = axial_angles(index_BMW // columns_BM1, index_BMW % columns_BM1, stream.head_width)
-        batch = pixel_BMW.shape[0]
-        x_NWE, angle_NWR = (rearrange(a, "B M W E -> (B M) W E") for a in (x_BMWE, angle_BMWR))
-        h_NWE = Stack(stream, self.dtype, self.remat, name="stack")(x_NWE, angle_NWR)
-        h_BMWE = rearrange(h_NWE, "(B M) W E -> B M W E", B=batch)
-
+        x_NWE, angle_NWR = (
+            rearrange(array, "B M W E -> (B M) W E") for array in (self.embed(pixel_BMW), self._angles(shape_BM2))
+        )
+        h_NWE = self.stack(x_NWE, angle_NWR, None)
+        h_BMWE = rearrange(h_NWE, "(B M) W E -> B M W E", B=pixel_BMW.shape[0])
         last_BM11 = jnp.maximum(shape_BM2.prod(axis=-1) - 1, 0)[:, :, None, None]
-        summary_BME = jnp.take_along_axis(h_BMWE, last_BM11, axis=2)[:, :, 0]
-        norm = RMSNorm(self.dtype, name="norm")
-        normed_BME = norm(summary_BME)
-        if config.variant == "pixtok":  # UPW stores this norm and never applies it
-            summary_BME = normed_BME
-        if stream.width != trunk.width:
-            shape, axes = (stream.width, trunk.width), ("pixel_embed", "embed")
-            summary_BME = linear(summary_BME, param(self, "summary", shape, axes, matrix(stream.width)))
-        if config.variant == "pixtok":
-            summary_BME += PlaceEmbed(trunk.width, self.dtype, name="place")(place_BM4)
-        return h_BMWE, summary_BME
+        return h_BMWE, self.summarise(jnp.take_along_axis(h_BMWE, last_BM11, axis=2)[:, :, 0], place_BM4)
+
+    def summarise(self, last_BME: jax.Array, place_BM4: jax.Array) -> jax.Array:
+        """States of the last pixels of windows → their summaries."""
+        # UPW stores this norm and never applies it.
+        normed_BME = self.norm(last_BME)
+        summary_BME = last_BME if self.config.variant == "upw" else normed_BME
+        if self.config.encoder.width != self.config.trunk.width:
+            summary_BME = linear(summary_BME, self.summary)
+        if self.config.variant == "pixtok":
+            summary_BME += self.place(place_BM4)
+        return summary_BME
+
+    def step(
+        self, colour_B: jax.Array, cache: Cache, shape_BM2: jax.Array, pixel: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """Pixel number `pixel` of one window (M = 1) → its state (B, E)."""
+        angle_B1R = jax.lax.dynamic_slice_in_dim(self._angles(shape_BM2)[:, 0], pixel, 1, axis=1)
+        h_B1E, cache = self.stack.each("step", self.embed(colour_B)[:, None], cache, angle_B1R, pixel)
+        return h_B1E[:, 0], cache

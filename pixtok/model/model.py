@@ -1,6 +1,6 @@
-"""The unified model: windows and words in, the next word or first pixel out."""
+"""The unified model: documents in, −log p of every word and pixel out."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,59 +9,63 @@ from jax import numpy as jnp
 from pixtok import fold
 from pixtok.config import Model
 from pixtok.document import Rows
-from pixtok.model.attention import line_angles
-from pixtok.model.block import RMSNorm, Stack
-from pixtok.model.embed import WordEmbed
+from pixtok.model.decoder import PixelDecoder, parts
 from pixtok.model.encoder import PixelEncoder
-from pixtok.model.param import linear, param
+from pixtok.model.heads import Chain, UnifiedHead
+from pixtok.model.trunk import Trunk
 
 
-class Trunk(nn.Module):
-    """The causal decoder over the slots of a row; documents of one row do not see each other."""
+class Nats(NamedTuple):
+    """−log p, in nats, float32."""
 
-    config: Model
-    dtype: jnp.dtype
-    remat: Literal["none", "block"]
-
-    @nn.compact
-    def __call__(self, rows: Rows, summary_BME: jax.Array) -> jax.Array:
-        """→ states y_BSE, normalised."""
-        stream = self.config.trunk
-        x_BSE = WordEmbed(self.config.vocab_size, stream.width, self.dtype, name="embed")(rows.word_BS)
-        # An absent window has slot S, which is out of bounds and so dropped.
-        put = jax.vmap(lambda x_SE, slot_M, summary_ME: x_SE.at[slot_M].set(summary_ME, mode="drop"))
-        x_BSE = put(x_BSE, rows.window_slot_BM, summary_BME)
-        angle_BSR = line_angles(jnp.asarray(rows.position_BS), stream.head_width)
-        y_BSE = Stack(stream, self.dtype, self.remat, name="stack")(x_BSE, angle_BSR, jnp.asarray(rows.segment_BS))
-        return RMSNorm(self.dtype, name="norm")(y_BSE)
-
-
-class UnifiedHead(nn.Module):
-    """y_BSE → float32 logits over U = V + L³ outcomes: words first, then the first pixel of a window."""
-
-    config: Model
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, y_BSE: jax.Array) -> jax.Array:
-        E, U = self.config.trunk.width, self.config.vocab_size + fold.colours(self.config.fold_factor)
-        # Standard deviation 1/E: logits of order 1/√E, so that the first loss is ln U.
-        kernel_EU = param(self, "kernel", (E, U), ("embed", "outcome"), nn.initializers.normal(stddev=1 / E))
-        return linear(y_BSE, kernel_EU, preferred_element_type=jnp.float32)
+    slot_BS: jax.Array
+    """Of the target of each slot; 0 where there is none."""
+    pixel_BMWC: jax.Array
+    """Of the parts of each pixel that the chain predicts, in its order.  W is 1 when only first pixels are predicted.
+    What stands at padding, and at what the unified head predicts already, has no meaning."""
 
 
 class UnifiedModel(nn.Module):
-    """Pixel encoder, trunk and unified head."""
+    """Rows → `Nats`.  Pixel encoder, trunk, unified head, pixel decoder, chain."""
 
     config: Model
     dtype: jnp.dtype = jnp.float32
     remat: Literal["none", "block"] = "none"
 
-    @nn.compact
-    def __call__(self, rows: Rows) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Rows → (logits (B, S, U), float32; the states `pixels` h_BMWE and `trunk` y_BSE)."""
-        encoder = PixelEncoder(self.config, self.dtype, self.remat, name="encoder")
-        h_BMWE, summary_BME = encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
-        y_BSE = Trunk(self.config, self.dtype, self.remat, name="trunk")(rows, summary_BME)
-        logits_BSU = UnifiedHead(self.config, self.dtype, name="head")(y_BSE)
-        return logits_BSU, {"pixels": h_BMWE, "trunk": y_BSE}
+    def setup(self) -> None:
+        config = self.config
+        self.encoder = PixelEncoder(config, self.dtype, self.remat)
+        self.trunk = Trunk(config, self.dtype, self.remat)
+        self.head = UnifiedHead(config, self.dtype)
+        if parts(config):
+            self.decoder = PixelDecoder(config, self.dtype, self.remat)
+            self.chain = Chain(config.decoder.width, parts(config), self.dtype)
+
+    def __call__(self, rows: Rows) -> Nats:
+        h_BMWE, y_BSE = self.states(rows)
+        slot_BS = self.head.nats(y_BSE, jnp.asarray(rows.target_BS))
+        if not parts(self.config):
+            return Nats(slot_BS, jnp.zeros((*rows.window_slot_BM.shape, 1, 0), jnp.float32))
+        before_BM = jnp.clip(jnp.asarray(rows.window_slot_BM) - 1, 0, rows.word_BS.shape[1] - 1)
+        first_BME = self.decoder.first(jnp.take_along_axis(y_BSE, before_BM[:, :, None], axis=1))
+        pixel_BMW = jnp.asarray(rows.pixel_BMW)
+        if self.config.objective == "full":
+            state_BMWE = self.decoder(rows, h_BMWE, y_BSE, first_BME)
+        else:
+            state_BMWE, pixel_BMW = first_BME[:, :, None], pixel_BMW[:, :, :1]
+        return Nats(slot_BS, self.chain.nats(state_BMWE, values(pixel_BMW, self.config)))
+
+    def states(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """→ (the encoder's states h_BMWE of pixels, the trunk's y_BSE of slots)."""
+        h_BMWE, summary_BME = self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+        return h_BMWE, self.trunk(rows, summary_BME)
+
+    def logits(self, rows: Rows) -> jax.Array:
+        """Logits (B, S, U) of the unified head, float32."""
+        return self.head(self.states(rows)[1])
+
+
+def values(colour: jax.Array, config: Model) -> jax.Array:
+    """Packed colours → the parts (…, C) that the chain predicts."""
+    both = fold.split(colour, config.fold_factor)
+    return jnp.concatenate(both, axis=-1)[..., : len(parts(config))]

@@ -1,0 +1,112 @@
+"""The pixel decoder: every pixel of a window after its first."""
+
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+from jax import numpy as jnp
+
+from pixtok import fold
+from pixtok.config import Model
+from pixtok.document import Rows
+from pixtok.model.attention import ConditionalAttention, Context, PixelCache, pixel_angles
+from pixtok.model.block import RMSNorm, Stack
+from pixtok.model.embed import ResidualEmbed
+from pixtok.model.halo import around
+from pixtok.model.param import linear, matrix, param
+
+
+class PixelDecoder(nn.Module):
+    """Blocks of global conditional attention over the pixels of a window, its halo and the trunk's states.
+
+    The input at pixel i is the encoder's state h_{m,i}, the residual of the pixel, and the trunk's state before the
+    window, y_{s_m − 1}; each of the former is normalised and projected.
+    """
+
+    config: Model
+    dtype: jnp.dtype
+    remat: Literal["none", "block"]
+
+    def setup(self) -> None:
+        config, stream = self.config, self.config.decoder
+        encoder, trunk, E = config.encoder.width, config.trunk.width, stream.width
+        self.before = param(self, "before", (trunk, E), ("embed", "pixel_embed"), matrix(trunk))
+        if config.objective == "reference":
+            return
+        self.input_norm, self.norm = RMSNorm(self.dtype), RMSNorm(self.dtype)
+        self.input = param(self, "input", (encoder, E), ("pixel_input", "pixel_embed"), matrix(encoder))
+        if config.residual and config.fold_factor > 1:
+            self.residual = ResidualEmbed(config.fold_factor, E, self.dtype)
+        if stream.layers:
+            attention = functools.partial(ConditionalAttention, summaries=config.summaries)
+            self.stack = Stack(stream, self.dtype, self.remat, attention)
+            if config.summaries:
+                self.slots = param(self, "slots", (trunk, E), ("embed", "pixel_embed"), matrix(trunk))
+
+    def first(self, y_E: jax.Array) -> jax.Array:
+        """The trunk's state before a window → the state that predicts its first pixel, (…, E)."""
+        return linear(y_E, self.before)
+
+    def slot_states(self, y_BSE: jax.Array) -> jax.Array:
+        """The trunk's states in the decoder's width."""
+        return linear(y_BSE, self.slots) if self.config.summaries else y_BSE[..., : self.config.decoder.width]
+
+    def _input(self, h_E: jax.Array, colour: jax.Array, first_E: jax.Array) -> jax.Array:
+        x_E = linear(self.input_norm(h_E), self.input) + first_E
+        if self.config.residual and self.config.fold_factor > 1:
+            x_E += self.residual(colour)
+        return x_E
+
+    def __call__(self, rows: Rows, h_BMWE: jax.Array, y_BSE: jax.Array, first_BME: jax.Array) -> jax.Array:
+        """→ states (B, M, W, E): number i predicts pixel i, and has seen those before it."""
+        first_BM1E = first_BME[:, :, None]
+        x_BMWE = self._input(h_BMWE, rows.pixel_BMW, jnp.broadcast_to(first_BM1E, (*h_BMWE.shape[:3], first_BME.shape[2])))
+        if self.config.decoder.layers:
+            x_BMWE = self.stack(x_BMWE, context(self.config, rows, self.slot_states(y_BSE)))
+        return jnp.concatenate([first_BM1E, self.norm(x_BMWE[:, :, :-1])], axis=2)
+
+    def begin(self, cache: PixelCache, window: Context) -> PixelCache:
+        """Make ready for the pixels of one window (M = 1)."""
+        if not self.config.decoder.layers:
+            return cache
+        return self.stack.each("begin", None, cache, window)[1]
+
+    def step(
+        self,
+        h_BE: jax.Array,
+        colour_B: jax.Array,
+        first_BE: jax.Array,
+        cache: PixelCache,
+        window: Context,
+        pixel: jax.Array,
+        index: jax.Array,
+    ) -> tuple[jax.Array, PixelCache]:
+        """One pixel of one window → the state that predicts the next."""
+        x_BE = self._input(h_BE, colour_B, first_BE)
+        if self.config.decoder.layers:
+            x_B1E, cache = self.stack.each("step", x_BE[:, None], cache, window, pixel, index)
+            x_BE = x_B1E[:, 0]
+        return self.norm(x_BE), cache
+
+
+def context(config: Model, rows: Rows, slot_BSE: jax.Array) -> Context:
+    """What the pixels of each window see beside the window itself."""
+    shape_BM2, head = jnp.asarray(rows.shape_BM2), config.decoder.head_width
+    slot_BM = jnp.asarray(rows.window_slot_BM)
+    S = rows.word_BS.shape[1]
+    position_BM = jnp.take_along_axis(jnp.asarray(rows.position_BS), jnp.minimum(slot_BM, S - 1), axis=1)
+    present_BM1 = shape_BM2[:, :, :1] > 0
+    return Context(
+        pixel_angles(shape_BM2, config.window**2, head),
+        around(shape_BM2, jnp.asarray(rows.place_BM4), config.halo, config.window, head),
+        slot_BSE,
+        jnp.where(present_BM1, jnp.stack([slot_BM - position_BM, slot_BM], axis=-1), 0),
+    )
+
+
+def parts(config: Model) -> tuple[int, ...]:
+    """Sizes of the parts of a pixel that a chain predicts: levels of three channels, then their residuals."""
+    full, factor = config.objective == "full", config.fold_factor
+    levels = (fold.levels(factor),) * 3 if full or fold.by_channel(factor) else ()
+    return levels + ((factor,) * 3 if full and config.residual and factor > 1 else ())
