@@ -68,8 +68,8 @@ def run_dir(variant: str, seed: int) -> Path:
 def score(folder: Path) -> float | None:
     """Validation bits/dim of a finished run."""
     file = folder / "summary.json"
-    summary = json.loads(file.read_text()) if file.is_file() else {"step": 0}
-    return summary["validation"]["bpd_8bit"] if summary["step"] == STEPS else None
+    summary = json.loads(file.read_text()) if file.is_file() else {}
+    return summary["validation"]["bpd_8bit"] if summary.get("step") == STEPS else None
 
 
 def run_all() -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from pixtok import config
 from pixtok.data.build import Settings
+from pixtok.draw import Draw
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 
 T = TypeVar("T")
@@ -94,6 +95,99 @@ def evaluate(args: Sequence[str]) -> ExitCode:
     from pixtok.evaluate import evaluate as score
 
     print(json.dumps(score(parsed.run, data=parsed.data, split=parsed.split, step=parsed.step), indent=2))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _Sample:
+    run: Positional[Path]
+    """A run directory."""
+    size: str | None = None
+    """Height and width of images to draw, like 32x48; None: the most common size of the run's data set."""
+    prompt: str = ""
+    """Text before the image."""
+    complete: Path | None = None
+    """Draw the rest of this image, below its first --keep_rows rows of pixels."""
+    keep_rows: int = 0
+    """Rows of pixels of --complete that stay."""
+    edit: Path | None = None
+    """Draw parts of this image anew: where --mask is light."""
+    mask: Path | None = None
+    """An image of the size of --edit."""
+    read: Path | None = None
+    """Write the text that follows this image, instead of drawing one."""
+    n: int = 1
+    """How many to draw, side by side."""
+    out: Path | None = None
+    """Where the files go; RUN/samples by default."""
+    step: int | None = None
+    """Another checkpoint than the latest."""
+    draw: Annotated[Draw, tyro.conf.arg(name="")] = field(default_factory=Draw)
+
+
+def sample(args: Sequence[str]) -> ExitCode:
+    """RUN [--size HxW] [--prompt TEXT | --complete IMG --keep_rows K | --edit IMG --mask IMG | --read IMG]: draw"""
+    parsed = _parse(_Sample, args, "pixtok sample")
+    how, n = parsed.draw, parsed.n
+    for name, holds in (
+        ("--n must be at least 1", n >= 1),
+        ("--temperature must be at least 0", how.temperature >= 0),
+        ("--top_k must be at least 0", how.top_k >= 0),
+        ("--top_p must be from 0 to 1", 0 <= how.top_p <= 1),
+        ("--edit and --mask belong together", (parsed.edit is None) == (parsed.mask is None)),
+        ("--keep_rows belongs to --complete", parsed.complete is not None or not parsed.keep_rows),
+        (
+            "give one of --complete, --edit, --read, and --size or --prompt",
+            sum(map(bool, (parsed.complete, parsed.edit, parsed.read, parsed.size or parsed.prompt))) <= 1,
+        ),
+    ):
+        if not holds:
+            raise InputError(f"pixtok sample: {name}")
+    size = None if parsed.size is None else re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", parsed.size)
+    if parsed.size is not None and size is None:
+        raise InputError(f"--size must be HxW, height and width in pixels, like 32x48; got {parsed.size}")
+    from pixtok.sample import Sampler
+
+    sampler = Sampler(parsed.run, step=parsed.step, out=parsed.out)
+    if parsed.complete is not None:
+        files = sampler.complete(parsed.complete, parsed.keep_rows, n, how)
+    elif parsed.edit is not None and parsed.mask is not None:
+        files = sampler.edit(parsed.edit, parsed.mask, n, how)
+    elif parsed.read is not None:
+        files = sampler.read(parsed.read, n, how)
+    else:
+        files = sampler.new(None if size is None else (int(size[1]), int(size[2])), n, how, parsed.prompt)
+    print("\n".join(map(str, files)))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _Code:
+    run: Positional[Path]
+    """A run directory; its weights are the key to the file."""
+    source: Positional[Path]
+    """What to read."""
+    out: Positional[Path]
+    """What to write."""
+    step: int | None = None
+    """Another checkpoint than the latest."""
+
+
+def compress(args: Sequence[str]) -> ExitCode:
+    """RUN IMAGE OUT: code the pixels of an image without loss, with the model's probabilities"""
+    parsed = _parse(_Code, args, "pixtok compress")
+    from pixtok.codec import compress_file
+
+    print(compress_file(parsed.run, parsed.source, parsed.out, parsed.step))
+    return ExitCode.DONE
+
+
+def decompress(args: Sequence[str]) -> ExitCode:
+    """RUN IN OUT.png: the image of a file that `pixtok compress` made"""
+    parsed = _parse(_Code, args, "pixtok decompress")
+    from pixtok.codec import decompress_file
+
+    print(decompress_file(parsed.run, parsed.source, parsed.out, parsed.step))
     return ExitCode.DONE
 
 
@@ -195,6 +289,9 @@ def bench_data(args: Sequence[str]) -> ExitCode:
 VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "train": train,
     "eval": evaluate,
+    "sample": sample,
+    "compress": compress,
+    "decompress": decompress,
     "data build": data_build,
     "data info": data_info,
     "data vocab": data_vocab,

@@ -196,9 +196,7 @@ def validate(experiment: Experiment) -> None:
     _require(factor in fold.FACTORS, "model.fold_factor", "a power of two from 1 to 256", factor)
     _require(model.vocab_size >= 6, "model.vocab_size", "at least 6, the special tokens", model.vocab_size)
     _require(model.window >= 1, "model.window", "at least 1", model.window)
-    _require(
-        0 <= model.halo <= model.window, "model.halo", f"from 0 to model.window = {model.window}", model.halo
-    )
+    _require(0 <= model.halo <= model.window, "model.halo", f"from 0 to model.window = {model.window}", model.halo)
     for name in ("encoder", "trunk", "decoder"):
         stream: Stream = getattr(model, name)
         for size in ("width", "layers", "heads", "kv_heads"):

@@ -4,69 +4,104 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
+from scipy.stats import bootstrap
 
-from pixtok import likelihood, sharding
-from pixtok.checkpoint import Checkpoints
-from pixtok.config import Mesh
+from pixtok import likelihood, weights
+from pixtok.config import Model
 from pixtok.data import packing
 from pixtok.data.index import Dataset
-from pixtok.data.pipeline import Loader
+from pixtok.data.pipeline import Batch, Loader
 from pixtok.errors import InputError
+from pixtok.likelihood import Sums
 from pixtok.run import Run
-from pixtok.step import Program
+
+_RESAMPLES = 2000
 
 
 def evaluate(
     run_dir: Path, *, data: str | None = None, split: str = "validation", step: int | None = None
 ) -> dict[str, Any]:
-    """Figures of the reference objective over a whole split, with their counts.
+    """Figures of `likelihood.figures` over a whole split, with their counts and 95 % intervals over documents.
 
     `data`: another data set than the run's own; `step`: another checkpoint than the latest.  Uses all devices
     of this machine, whatever the run was trained on.  Raises InputError.
     """
     run = Run(run_dir)
-    experiment = run.experiment
-    settings, model = experiment.data, experiment.model
+    settings, model = run.experiment.data, run.experiment.model
     if data is not None:
         settings = dataclasses.replace(settings, path=data)
     dataset = Dataset(settings.path)
     if dataset.manifest.fingerprint != run.vocabulary_fingerprint:
         raise InputError(
-            f"{settings.path} was built with another vocabulary than {experiment.data.path}, on which {run_dir} was "
-            "trained: build it again with the --vocabulary of that one"
+            f"{settings.path} was built with another vocabulary than {run.experiment.data.path}, on which {run_dir} "
+            "was trained: build it again with the --vocabulary of that one"
         )
-    # Figures are sums over documents: rows may be as large as an image needs, and batches as the devices like.
+    # Figures are sums over documents: rows may be as large as an image needs.
     largest = packing.largest_image(dataset.index, model.window, settings.image_size)
     windows = max(settings.windows, largest)
     settings = dataclasses.replace(settings, windows=windows, slots=max(settings.slots, largest + 2))
-    devices = jax.device_count()
-    batch_size = -(-experiment.train.batch_size // devices) * devices
-    train = dataclasses.replace(experiment.train, batch_size=batch_size, microbatches=1)
-    experiment = dataclasses.replace(experiment, data=settings, train=train, mesh=Mesh())
-    loader = Loader(settings, model, split=split, batch_size=batch_size, seed=train.seed)
-    folder = run.checkpoints
-    program = Program(experiment, sharding.make_mesh(experiment.mesh))
-    with Checkpoints(folder) as checkpoints:
-        step, params = checkpoints.restore_params(step, program.abstract.params)
-    bad = 0
+    program, step, params = weights.load(run, step, settings)
+    loader = Loader(settings, model, split=split, batch_size=program.batch_size, seed=run.experiment.train.seed)
+    bad, tables, owners = 0, [], []
     with loader.epoch() as batches:
-
-        def counted():
-            nonlocal bad
-            for batch in batches:
-                bad += len(batch.bad)
-                yield batch
-
-        sums = program.evaluate(params, counted())
+        for batch in batches:
+            bad += len(batch.bad)
+            table_D, owner_D = _by_document(program.score(params, batch.rows), batch)
+            tables.append(table_D)
+            owners.append(owner_D)
+    table_D = _joined(np.concatenate(tables), np.concatenate(owners))
+    total = Sums(*table_D.sum(0))
     return {
         "run": str(run_dir),
         "step": step,
         "data": settings.path,
         "split": split,
-        **likelihood.figures(sums),
-        "words": int(sums.words),
-        "first_pixels": int(sums.first_pixels),
+        **{name: float(value) for name, value in likelihood.figures(total, model).items()},
+        "intervals": _intervals(table_D, model),
+        "words": int(total.words),
+        "first_pixels": int(total.first_pixels),
+        "pixels": int(total.pixels),
         "documents": loader.documents,
         "bad": bad,
     }
+
+
+def _by_document(sums_BS: Sums, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """→ (sums (D, …) of the documents or pieces in a batch, their numbers in the data set)."""
+    segment_BS = batch.rows.segment_BS
+    first_B = np.cumsum([0, *map(len, batch.documents)])
+    owner_BS = first_B[:-1, None] + segment_BS - 1
+    kept = segment_BS > 0
+    table = np.stack([np.bincount(owner_BS[kept], array[kept], minlength=first_B[-1]) for array in sums_BS], axis=1)
+    return table, np.array([number for row in batch.documents for number in row], np.int64)
+
+
+def _joined(table: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Pieces of one document → one line."""
+    _, line = np.unique(owner, return_inverse=True)
+    return np.stack([np.bincount(line, column) for column in table.T], axis=1)
+
+
+def _intervals(table_D: np.ndarray, model: Model) -> dict[str, list[float]]:
+    """95 % intervals, by the bootstrap over documents (percentiles of 2,000 resamples)."""
+    if len(table_D) < 2:
+        return {}
+    out = {}
+    for name in likelihood.figures(Sums(*table_D.sum(0)), model):
+
+        def figure(*columns: np.ndarray, axis: int, name: str = name) -> Any:
+            return likelihood.figures(Sums(*(column.sum(axis) for column in columns)), model)[name]
+
+        found = bootstrap(
+            tuple(table_D.T),
+            figure,
+            n_resamples=_RESAMPLES,
+            batch=max(1, 10**7 // len(table_D)),
+            vectorized=True,
+            paired=True,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
+        out[name] = [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+    return out

@@ -62,8 +62,10 @@ def rate(value: float) -> str:
 
 
 def describe(figures: dict[str, float]) -> str:
-    """Figures → `loss 2.31  words 1.97  first pixels 3.05  1.2M pixels/s  340 words/s`."""
-    names = {"loss": "loss", "nats_word": "words", "nats_first_pixel": "first pixels"}
+    """Figures → `loss 2.31  words 1.97  first pixels 3.05  bits/dim 5.84  1.2M pixels/s  340 words/s`."""
+    names = {"loss": "loss", "nats_word": "words", "nats_first_pixel": "first pixels", "bpd_8bit": "bits/dim"}
+    if "bpd_8bit" not in figures:
+        names["bpd_fold"] = "folded bits/dim"
     parts = [f"{label} {figures[name]:.3f}" for name, label in names.items() if name in figures]
     rates = {"pixels_per_s": "pixels/s", "words_per_s": "words/s"}
     parts += [f"{rate(figures[name])} {label}" for name, label in rates.items() if name in figures]

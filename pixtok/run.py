@@ -14,6 +14,7 @@ from typing import Any
 from pixtok.config import Experiment, flatten, from_json
 from pixtok.data.index import Dataset
 from pixtok.errors import InputError
+from pixtok.files import write
 
 FREE = (
     "name",
@@ -68,15 +69,12 @@ def write_config(run_dir: Path, experiment: Experiment, dataset: Dataset, comman
         "git": _git_revision(),
         "command": list(command),
     }
-    run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file at once, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    """Write a JSON file at once."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The jitted functions of one experiment on one mesh: initial state, training step, evaluation step."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from pixtok import likelihood, optim, sharding
 from pixtok.config import Experiment
 from pixtok.document import Rows, empty_row
 from pixtok.likelihood import Sums
-from pixtok.model.model import UnifiedModel
+from pixtok.model.model import Nats, UnifiedModel
 
 
 class State(struct.PyTreeNode):
@@ -41,6 +41,7 @@ class Program:
         """Raises InputError when the experiment does not fit the mesh."""
         sharding.check_batch(experiment, mesh)
         self._train, self._config = experiment.train, experiment.model
+        self.batch_size = experiment.train.batch_size
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
         self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
         self._rows = sharding.row_shardings(mesh)
@@ -71,7 +72,8 @@ class Program:
         return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
     def _by_slot(self, params: Any, rows: Rows) -> Sums:
-        return likelihood.by_slot(self._model.apply({"params": params}, rows), rows, self._config)
+        nats = cast(Nats, self._model.apply({"params": params}, rows))
+        return likelihood.by_slot(nats, rows, self._config)
 
     def _train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
         # Divide by the counts of the whole batch, so that microbatches change nothing but the memory.

@@ -146,7 +146,8 @@ def test_sums_count_what_was_predicted():
 @pytest.mark.parametrize("factor", [1, 16, 64, 256])
 def test_untrained_bits_are_those_of_a_uniform_guess(factor):
     config = dataclasses.replace(SMALL, fold_factor=factor)
-    figures = likelihood.figures(jax.tree.map(np.sum, scored(config, batch(("", image(9, 9)), config=config), 1.0)), config)
+    sums = scored(config, batch(("", image(9, 9)), config=config), 1.0)
+    figures = likelihood.figures(jax.tree.map(np.sum, sums), config)
     assert figures["bpd_8bit"] == pytest.approx(8, abs=0.35)
     assert figures["bpd_fold"] == pytest.approx(np.log2(256 / factor), abs=0.35)
 

@@ -1,6 +1,5 @@
 """Three calls of `jax.nn.dot_product_attention`, merged by their log-sum-exp."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,20 +16,20 @@ class _Keys(NamedTuple):
 
 
 def _call(keys: _Keys, q: jax.Array, k: jax.Array, v: jax.Array, see: dict[str, Any], residual: bool = False) -> Any:
-    return jax.nn.dot_product_attention(
+    call: Any = jax.nn.dot_product_attention  # its overloads know literals alone
+    return call(
         q,
         k,
         v,
         is_causal=keys.causal,
         scale=keys.scale,
-        implementation=keys.implementation,  # pyright: ignore[reportArgumentType]
-        return_residual=residual,  # pyright: ignore[reportArgumentType]
+        implementation=keys.implementation,
+        return_residual=residual,
         **see,
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
+def _attend_plain(
     keys: _Keys, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, see: dict[str, Any]
 ) -> tuple[jax.Array, jax.Array]:
     """→ (attention, log-sum-exp of its scores (B, T, H)).
@@ -40,6 +39,9 @@ def _attend(
     attention hands back to values for the cotangent c·q.
     """
     return _call(keys, q_BTHD, k_BSKD, v_BSKD, see, residual=True)
+
+
+_attend: Any = jax.custom_vjp(_attend_plain, nondiff_argnums=(0,))
 
 
 def _forward(keys, q, k, v, see):

@@ -4,7 +4,6 @@ import collections
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -16,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pixtok import words
 from pixtok.data import images
@@ -25,6 +22,7 @@ from pixtok.data.index import RECORDS, SPLITS, Manifest, pack_record
 from pixtok.data.sources import Bad, Entry, Source, open_source
 from pixtok.document import Document
 from pixtok.errors import InputError
+from pixtok.files import progress_bar
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,6 @@ class Settings:
 RECORD_FILE_BYTES = 2**30
 _CHUNK = 64
 _ENOUGH_BAD = 100
-
-
-def progress_bar(description: str) -> Progress:
-    """A progress bar on stderr; silent where stderr is no terminal."""
-    return Progress(
-        TextColumn(description),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not os.isatty(2),
-    )
 
 
 def _normalise(entry: Entry, image_size: int | None) -> tuple[Entry, list[tuple[int, int]]]:

@@ -2,12 +2,14 @@
 
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from PIL import ImageOps
 
 from pixtok.axes import Image
+from pixtok.errors import InputError
 
 MAX_PIXELS = 2**27
 """More pixels than this (134 million: 16,384 × 8,192) are refused as a decompression bomb."""
@@ -75,6 +77,16 @@ def decode(content: bytes, image_size: int | None = None) -> tuple[Image, bool]:
         result = result.resize((width, height), PIL.Image.Resampling.LANCZOS)
         changed = True
     return np.array(result), changed
+
+
+def read(path: Path, image_size: int | None = None) -> Image:
+    """An image file, decoded.  Raises InputError when it cannot be."""
+    try:
+        return decode(path.read_bytes(), image_size)[0]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except ImageError as error:
+        raise InputError(f"{path} is no image that can be used: {error}") from None
 
 
 def encode(image: Image) -> bytes:

@@ -27,9 +27,11 @@ class Bad(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows, and the documents that are missing from them."""
+    """Rows, which documents are in them, and which are missing from them."""
 
     rows: Rows
+    documents: list[list[int]]
+    """For each row, the position in the data set of segment 1, 2, …"""
     bad: list[Bad]
 
 
@@ -49,10 +51,10 @@ class _ReadRow:
         model, data, plan = self._model, self._data, self._plan
         empty = document.empty_row(data.slots, data.windows, model.window)
         if row >= len(plan.start_R) - 1:
-            return Batch(empty, [])
+            return Batch(empty, [[]], [])
         picked = plan.piece_P[plan.start_R[row] : plan.start_R[row + 1]]
         positions = plan.pieces.document_P[picked].tolist()
-        pieces, bad = [], []
+        pieces, held, bad = [], [], []
         for piece, position, encoded in zip(picked, positions, self._dataset.read(positions), strict=True):
             try:
                 parts = tuple(
@@ -70,12 +72,15 @@ class _ReadRow:
                 side=model.window,
             )
             pieces.append(slots.piece(int(plan.pieces.start_P[piece]), int(plan.pieces.stop_P[piece])))
-        return Batch(document.pack(pieces, empty), bad)
+            held.append(position)
+        return Batch(document.pack(pieces, empty), [held], bad)
 
 
 def _stack(batches: Sequence[Batch]) -> Batch:
     columns = zip(*(batch.rows for batch in batches), strict=True)
-    return Batch(Rows(*(np.stack(column) for column in columns)), [bad for batch in batches for bad in batch.bad])
+    rows = Rows(*(np.stack(column) for column in columns))
+    documents, bad = ([item for batch in batches for item in getattr(batch, name)] for name in ("documents", "bad"))
+    return Batch(rows, documents, bad)
 
 
 class Loader:

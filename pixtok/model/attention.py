@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from einops import rearrange
 from jax import numpy as jnp
-from pixtok_kernels import global_conditional_attention
 
 from pixtok.config import Stream
 from pixtok.model.param import linear, matrix, param
+from pixtok_kernels import global_conditional_attention
 
 # UPW's, which are Llama 3.1's (arXiv 2407.21783 and its published configuration).
 _THETA = 5e5
@@ -65,11 +65,8 @@ class Cache(NamedTuple):
     v_BCKD: jax.Array
 
 
-class Attention(nn.Module):
-    """Causal grouped-query attention (arXiv 2305.13245): (B, S, E) → (B, S, E).  No biases.
-
-    `segment_BS`, where given, keeps slots of different segments apart.
-    """
+class _Projections(nn.Module):
+    """Queries, keys and values of grouped-query attention (arXiv 2305.13245), and the way back.  No biases."""
 
     config: Stream
     dtype: jnp.dtype
@@ -86,6 +83,10 @@ class Attention(nn.Module):
     def _merge(self, o_SHD: jax.Array) -> jax.Array:
         H, D, E = self.out.shape
         return linear(o_SHD.reshape(*o_SHD.shape[:-2], H * D), self.out.reshape(H * D, E))
+
+
+class Attention(_Projections):
+    """Causal attention: (B, S, E) → (B, S, E).  `segment_BS`, where given, keeps slots of different segments apart."""
 
     def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None) -> jax.Array:
         q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
@@ -142,7 +143,7 @@ class PixelCache(NamedTuple):
     """(B, S, K, D)."""
 
 
-class ConditionalAttention(Attention):
+class ConditionalAttention(_Projections):
     """Global conditional attention of the pixels of windows: (B, M, W, E) → (B, M, W, E).
 
     Keys of slots have projections of their own and are not rotated: a pixel sees them from where it is in its window.
@@ -174,11 +175,10 @@ class ConditionalAttention(Attention):
         k_BMPWKD = jnp.concatenate([rotate(k_BMPKD, halo.angle_BMPR), rotate(k_BMWKD, context.angle_BMWR)], axis=2)
         v_BMPWKD = jnp.concatenate([v_BMPKD, v_BMWKD], axis=2)
         slots = self._slots(context.slot_BSE)
-        return self._merge(
-            global_conditional_attention(
-                q_BMWHD, k_BMPWKD, v_BMPWKD, *slots, context.span_BM2, halo_count_BM=halo.count_BM
-            )
+        o_BMWHD = global_conditional_attention(
+            q_BMWHD, k_BMPWKD, v_BMPWKD, *slots, context.span_BM2, halo_count_BM=halo.count_BM
         )
+        return self._merge(o_BMWHD)
 
     def begin(self, _: None, cache: PixelCache, context: Context) -> tuple[None, PixelCache]:
         """Make ready for the first pixel of one window (M = 1), whose context is given."""
@@ -197,9 +197,9 @@ class ConditionalAttention(Attention):
         own = Cache(rotate(k_B1KD, angle_B1R), v_B1KD)
         # Earlier pixels of the window stand where its visible halo ends, so that one count covers both.
         count_B1 = context.halo.count_BM + pixel
-        near_B1PWKD = (jnp.concatenate(pair, axis=1)[:, None] for pair in zip(cache.near, own, strict=True))
+        k_B1PWKD, v_B1PWKD = (jnp.concatenate(pair, axis=1)[:, None] for pair in zip(cache.near, own, strict=True))
         o_B11HD = global_conditional_attention(
-            q_B1HD[:, None], *near_B1PWKD, *cache.slot, context.span_BM2, halo_count_BM=count_B1
+            q_B1HD[:, None], k_B1PWKD, v_B1PWKD, *cache.slot, context.span_BM2, halo_count_BM=count_B1
         )
         cache = cache._replace(
             pixel=Cache(_write(cache.pixel.k_BCKD, k_B1KD, index), _write(cache.pixel.v_BCKD, v_B1KD, index)),

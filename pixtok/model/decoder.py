@@ -50,7 +50,7 @@ class PixelDecoder(nn.Module):
 
     def slot_states(self, y_BSE: jax.Array) -> jax.Array:
         """The trunk's states in the decoder's width."""
-        return linear(y_BSE, self.slots) if self.config.summaries else y_BSE[..., : self.config.decoder.width]
+        return linear(y_BSE, self.slots) if self.config.summaries and self.config.decoder.layers else y_BSE[..., :0]
 
     def _input(self, h_E: jax.Array, colour: jax.Array, first_E: jax.Array) -> jax.Array:
         x_E = linear(self.input_norm(h_E), self.input) + first_E
@@ -61,7 +61,9 @@ class PixelDecoder(nn.Module):
     def __call__(self, rows: Rows, h_BMWE: jax.Array, y_BSE: jax.Array, first_BME: jax.Array) -> jax.Array:
         """→ states (B, M, W, E): number i predicts pixel i, and has seen those before it."""
         first_BM1E = first_BME[:, :, None]
-        x_BMWE = self._input(h_BMWE, rows.pixel_BMW, jnp.broadcast_to(first_BM1E, (*h_BMWE.shape[:3], first_BME.shape[2])))
+        x_BMWE = self._input(
+            h_BMWE, rows.pixel_BMW, jnp.broadcast_to(first_BM1E, (*h_BMWE.shape[:3], first_BME.shape[2]))
+        )
         if self.config.decoder.layers:
             x_BMWE = self.stack(x_BMWE, context(self.config, rows, self.slot_states(y_BSE)))
         return jnp.concatenate([first_BM1E, self.norm(x_BMWE[:, :, :-1])], axis=2)

@@ -42,27 +42,31 @@ class UnifiedModel(nn.Module):
             self.chain = Chain(config.decoder.width, parts(config), self.dtype)
 
     def __call__(self, rows: Rows) -> Nats:
-        h_BMWE, y_BSE = self.states(rows)
+        y_BSE, state_BMWE = self.states(rows)
         slot_BS = self.head.nats(y_BSE, jnp.asarray(rows.target_BS))
-        if not parts(self.config):
+        if state_BMWE is None:
             return Nats(slot_BS, jnp.zeros((*rows.window_slot_BM.shape, 1, 0), jnp.float32))
+        colour_BMW = jnp.asarray(rows.pixel_BMW)[:, :, : state_BMWE.shape[2]]
+        return Nats(slot_BS, self.chain.nats(state_BMWE, values(colour_BMW, self.config)))
+
+    def states(self, rows: Rows) -> tuple[jax.Array, jax.Array | None]:
+        """→ (the trunk's states y_BSE; the states (B, M, W, E) that predict pixels, None where nothing does).
+
+        W is 1 when only first pixels are predicted.
+        """
+        h_BMWE, summary_BME = self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+        y_BSE = self.trunk(rows, summary_BME)
+        if not parts(self.config):
+            return y_BSE, None
         before_BM = jnp.clip(jnp.asarray(rows.window_slot_BM) - 1, 0, rows.word_BS.shape[1] - 1)
         first_BME = self.decoder.first(jnp.take_along_axis(y_BSE, before_BM[:, :, None], axis=1))
-        pixel_BMW = jnp.asarray(rows.pixel_BMW)
-        if self.config.objective == "full":
-            state_BMWE = self.decoder(rows, h_BMWE, y_BSE, first_BME)
-        else:
-            state_BMWE, pixel_BMW = first_BME[:, :, None], pixel_BMW[:, :, :1]
-        return Nats(slot_BS, self.chain.nats(state_BMWE, values(pixel_BMW, self.config)))
-
-    def states(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        """→ (the encoder's states h_BMWE of pixels, the trunk's y_BSE of slots)."""
-        h_BMWE, summary_BME = self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
-        return h_BMWE, self.trunk(rows, summary_BME)
+        if self.config.objective == "reference":
+            return y_BSE, first_BME[:, :, None]
+        return y_BSE, self.decoder(rows, h_BMWE, y_BSE, first_BME)
 
     def logits(self, rows: Rows) -> jax.Array:
         """Logits (B, S, U) of the unified head, float32."""
-        return self.head(self.states(rows)[1])
+        return self.head(self.states(rows)[0])
 
 
 def values(colour: jax.Array, config: Model) -> jax.Array:

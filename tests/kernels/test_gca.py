@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+
 from pixtok_kernels import global_conditional_attention
 from pixtok_kernels.api import IMPLEMENTATIONS
 from pixtok_kernels.shapes import CASES, Case
@@ -58,9 +59,7 @@ def test_gradients_of_library_calls_are_those_of_the_definition(case):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(arrays, bias)
 
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradients("library"), gradients("reference")
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradients("library"), gradients("reference"))
 
 
 @ALL

@@ -1,0 +1,198 @@
+"""Lossless compression of images with the probabilities of a model, as proof that they are what they say.
+
+A file is a msgpack map: what must be equal where it is decoded, and 32-bit words of a range coder (arithmetic coding,
+Martin 1979; the coder is constriction's).  Encoder and decoder call the same compiled functions on the same shapes,
+one part of one pixel after the other, so that their probabilities agree to the last bit; on another device, or under
+another version of jax, they may not, and such a file is refused.
+"""
+
+import functools
+import importlib.metadata
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import msgpack
+import numpy as np
+from jax import numpy as jnp
+
+from pixtok import document, fold, weights, windows
+from pixtok.axes import Image
+from pixtok.config import Model
+from pixtok.data import images
+from pixtok.document import Document, Rows
+from pixtok.errors import InputError
+from pixtok.files import progress_bar, write
+from pixtok.run import Run
+from pixtok.stepper import Stepper
+from pixtok.words import NoWords
+
+_MAGIC = "pixtok 1"
+
+
+class _Coder(Protocol):
+    def __call__(self, probability_U: np.ndarray, symbol: int | None) -> int:
+        """Code one symbol; decoding, `symbol` is None and the symbol is returned."""
+        ...
+
+
+class Codec:
+    """One set of weights as a compressor of images of any shape."""
+
+    def __init__(self, model: Model, params: Any) -> None:
+        """Raises InputError for a model that does not predict all 8 bits, or without constriction."""
+        if model.objective == "reference" or (not model.residual and model.fold_factor > 1):
+            raise InputError(
+                "this model does not predict all 8 bits of every pixel: only one trained with --model.objective full "
+                "and --model.residual can compress"
+            )
+        try:
+            from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+        except ImportError:
+            raise InputError("compression needs the package constriction: pip install 'pixtok[codec]'") from None
+        self._stream: Any = stream
+        self._model, self._params = model, params
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, str]:
+        """What must be equal where a file is decoded."""
+        return {
+            "weights": weights.fingerprint(self._params),
+            "jax": importlib.metadata.version("jax"),
+            "device": jax.devices()[0].device_kind,
+        }
+
+    def _categorical(self, probability_U: np.ndarray) -> Any:
+        return self._stream.model.Categorical(probability_U, perfect=False)
+
+    def compress(self, image: Image, label: str = "") -> bytes:
+        """Image → file.  A progress bar has the label."""
+        encoder = self._stream.queue.RangeEncoder()
+
+        def encode(probability_U: np.ndarray, symbol: int | None) -> int:
+            assert symbol is not None
+            encoder.encode(symbol, self._categorical(probability_U))
+            return symbol
+
+        height, width = image.shape[:2]
+        pixel_MW = windows.split(fold.pack(image), self._model.window, fill=fold.PADDING)
+        self._run(height, width, pixel_MW, encode, label)
+        header = {"format": _MAGIC, "height": height, "width": width, "crc": zlib.crc32(image.tobytes())}
+        words = encoder.get_compressed().astype("<u4").tobytes()
+        return msgpack.packb(header | self._identity | {"words": words})  # pyright: ignore[reportReturnType]
+
+    def decompress(self, content: bytes, label: str = "") -> Image:
+        """File → image, bit for bit.  Raises InputError for a file that is damaged or from elsewhere."""
+        header = read_header(content)
+        for name, here in self._identity.items():
+            if header[name] != here:
+                raise InputError(
+                    f"the file was written with other weights ({header[name][:12]}…, these are {here[:12]}…)"
+                    if name == "weights"
+                    else f"the file was written with {name} {header[name]}, and here it is {here}: probabilities differ"
+                )
+        height, width = header["height"], header["width"]
+        decoder = self._stream.queue.RangeDecoder(np.frombuffer(header["words"], "<u4").astype(np.uint32))
+
+        def decode(probability_U: np.ndarray, symbol: int | None) -> int:
+            return int(decoder.decode(self._categorical(probability_U)))
+
+        rows, columns = windows.grid(height, width, self._model.window)
+        pixel_MW = np.full((rows * columns, self._model.window**2), fold.PADDING, np.int32)
+        self._run(height, width, pixel_MW, decode, label, decoding=True)
+        image = fold.unpack(windows.join(pixel_MW, height, width))
+        if zlib.crc32(image.tobytes()) != header["crc"]:
+            raise InputError("the file is damaged: its checksum does not agree with what was decoded")
+        return image
+
+    def _run(
+        self, height: int, width: int, pixel_MW: np.ndarray, code: _Coder, label: str, decoding: bool = False
+    ) -> None:
+        """Code all pixels in order, from and, when decoding, into `pixel_MW`."""
+        model, params = self._model, self._params
+        blank = np.zeros((height, width, 3), np.uint8)
+        slots = document.tokenize(
+            Document("", (blank,)),
+            NoWords(),
+            vocab_size=model.vocab_size,
+            fold_factor=model.fold_factor,
+            side=model.window,
+        )
+        row = document.pack([slots], document.empty_row(len(slots.word_S), len(pixel_MW), model.window))
+        stepper = Stepper(model, Rows(*(array[None] for array in row)))
+
+        @jax.jit
+        def first(caches: Any, window: Any) -> jax.Array:
+            return jax.nn.softmax(stepper.first_logits(params, caches, window)[0])
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def part(number: int, state_BE: jax.Array) -> jax.Array:
+            return jax.nn.softmax(stepper.part_logits(params, number, state_BE)[0])
+
+        tell = jax.jit(functools.partial(stepper.tell, params), static_argnums=0)
+        word, begin, pixel, end = (
+            jax.jit(functools.partial(method, params), donate_argnums=0)
+            for method in (stepper.word, stepper.begin, stepper.pixel, stepper.end)
+        )
+        caches = stepper.empty()
+        for slot in range(2):
+            caches = word(caches, jnp.int32(slot), jnp.asarray(slots.word_S[slot : slot + 1]))
+        with progress_bar(label) as bar:
+            task = bar.add_task("", total=height * width, note="pixels")
+            for number, shape in enumerate(slots.shape_M2):
+                caches, window = begin(caches, jnp.int32(number))
+                state_BE, last_BE = window.first_BE, None
+                for i in range(int(shape.prod())):
+                    colour_1 = pixel_MW[number, i : i + 1]
+                    known = [None] * 6 if decoding else np.asarray(stepper.values(colour_1))[0].tolist()
+                    value: list[int] = []
+                    if i == 0 and stepper.head_tells_colour:
+                        symbol = None if decoding else int(fold.ids(colour_1, model.fold_factor)[0])
+                        ids, level = code(np.asarray(first(caches, window)), symbol), stepper.parts[0]
+                        value = [ids % level, ids // level % level, ids // level**2]
+                    for p in range(len(stepper.parts)):
+                        if p >= len(value):
+                            value.append(code(np.asarray(part(p, state_BE)), known[p]))
+                        state_BE = tell(p, state_BE, np.array([value[p]], np.int32))
+                    colour_1[:] = stepper.colour([np.array([v], np.int32) for v in value])
+                    caches, last_BE, state_BE = pixel(caches, window, jnp.int32(i), jnp.asarray(colour_1))
+                caches = end(caches, window, last_BE)
+                bar.advance(task, int(shape.prod()))
+
+
+def read_header(content: bytes) -> dict[str, Any]:
+    """The map of a compressed file.  Raises InputError when it is none."""
+    try:
+        header = msgpack.unpackb(content)
+    except (ValueError, msgpack.UnpackException):
+        header = None
+    if not isinstance(header, dict) or header.get("format") != _MAGIC:
+        raise InputError("not a file that `pixtok compress` made")
+    return header
+
+
+def compress_file(run_dir: Path, source: Path, out: Path, step: int | None = None) -> str:
+    """Compress an image file with the weights of a run → what to say of it.  Raises InputError."""
+    image = images.read(source)
+    content = _codec(run_dir, step).compress(image, "coding")
+    write(out, content)
+    height, width = image.shape[:2]
+    return f"{out}: {len(content)} bytes, {8 * len(content) / image.size:.3f} bits/dim, {height} × {width} pixels"
+
+
+def decompress_file(run_dir: Path, source: Path, out: Path, step: int | None = None) -> str:
+    """Write the image of a compressed file as PNG → what to say of it.  Raises InputError."""
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}") from None
+    read_header(content)  # refuse what it is not before the weights are loaded
+    image = _codec(run_dir, step).decompress(content, "decoding")
+    write(out, images.encode(image))
+    return f"{out}: {image.shape[0]} × {image.shape[1]} pixels"
+
+
+def _codec(run_dir: Path, step: int | None) -> Codec:
+    run = Run(run_dir)
+    return Codec(run.experiment.model, weights.load(run, step)[2])

@@ -1,0 +1,44 @@
+"""The weights of a run, for everything but training."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from pixtok import sharding
+from pixtok.checkpoint import Checkpoints
+from pixtok.config import Data, Mesh
+from pixtok.run import Run
+from pixtok.step import Program
+
+
+def load(run: Run, step: int | None, data: Data | None = None) -> tuple[Program, int, Any]:
+    """(a program for all devices of this machine, whatever the run was trained on; step; weights).
+
+    `step` None: the latest.  `data`: other rows than those it was trained on.  The program takes batches of the
+    run's size, rounded up to a multiple of the devices.  Raises InputError when there is no such checkpoint.
+    """
+    experiment = run.experiment
+    devices = jax.device_count()
+    batch_size = -(-experiment.train.batch_size // devices) * devices
+    experiment = dataclasses.replace(
+        experiment,
+        data=data or experiment.data,
+        train=dataclasses.replace(experiment.train, batch_size=batch_size, microbatches=1),
+        mesh=Mesh(),
+    )
+    program = Program(experiment, sharding.make_mesh(experiment.mesh))
+    with Checkpoints(run.checkpoints) as checkpoints:
+        step, params = checkpoints.restore_params(step, program.abstract.params)
+    return program, step, params
+
+
+def fingerprint(params: Any) -> str:
+    """Equal for two sets of weights if and only if they are the same, bit for bit."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()
