@@ -7,7 +7,7 @@ import optax
 
 from pixtok.config import Train
 
-_NOT_DECAYED = ("scale", "table")  # norms and embeddings
+_NOT_DECAYED = ("scale", "table")  # norms and embeddings, by how their names begin
 
 
 def schedule(train: Train) -> optax.Schedule:
@@ -25,7 +25,8 @@ def decay_mask(params: Any) -> Any:
     """True where weight decay applies."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
-        return not any(getattr(key, "key", None) in _NOT_DECAYED for key in path)
+        names = [key.key for key in path if hasattr(key, "key")]  # a box of logical axes has none
+        return not names[-1].startswith(_NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -12,6 +12,10 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy", deadline=None)  # first calls compile
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

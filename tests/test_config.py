@@ -24,7 +24,7 @@ def test_json_round_trip():
 def test_a_setting_of_another_version_is_bad_input():
     content = dataclasses.asdict(GOOD)
     content["train"]["momentum"] = 1
-    with pytest.raises(InputError, match="Train has no setting momentum"):
+    with pytest.raises(InputError, match="Train was written by another version of pixtok: it differs in momentum"):
         config.from_json(Experiment, content)
 
 
@@ -37,7 +37,8 @@ def test_presets_are_valid(name):
     ("name", "value", "message"),
     [
         ("model.fold_factor", 12, "model.fold_factor must be a power of two from 1 to 256; got 12"),
-        ("model.fold_factor", 4, "model.fold_factor must be 8 or more"),
+        ("model.halo", 9, "model.halo must be from 0 to model.window = 8; got 9"),
+        ("model.decoder.layers", -1, "model.decoder.layers must be at least 0; got -1"),
         ("model.vocab_size", 5, "model.vocab_size must be at least 6"),
         ("model.trunk.heads", 3, "model.trunk.width must be a multiple of model.trunk.heads = 3; got 128"),
         ("model.trunk.kv_heads", 3, "model.trunk.heads must be a multiple of model.trunk.kv_heads = 3; got 4"),

@@ -22,7 +22,7 @@ def contents(slots: document.Slots) -> list[int]:
     held = slots.word_S.tolist()
     for slot, pixels in zip(slots.window_slot_M, slots.pixel_MW, strict=True):
         assert held[slot] == Special.PAD
-        held[slot] = VOCAB_SIZE + int(pixels[0])
+        held[slot] = VOCAB_SIZE + int(fold.ids(pixels[:1], FACTOR)[0])
     return held
 
 
@@ -53,9 +53,8 @@ def test_windows_follow_one_another_between_their_tags():
     assert slots.window_slot_M.tolist() == [4, 5, 6, 9, 10]
     assert slots.word_S[[7, 8, 11]].tolist() == [Special.END_IMAGE, Special.IMAGE, Special.END_IMAGE]
     assert slots.shape_M2.tolist() == [[4, 4], [4, 4], [4, 1], [4, 2], [2, 2]]
-    ids, _ = fold.fold(second, FACTOR)
-    np.testing.assert_array_equal(slots.pixel_MW[3, :8], ids[:4].ravel())
-    assert (slots.pixel_MW[3, 8:] == fold.colours(FACTOR)).all()
+    np.testing.assert_array_equal(slots.pixel_MW[3, :8], fold.pack(second)[:4].ravel())
+    assert (slots.pixel_MW[3, 8:] == fold.PADDING).all()
 
 
 @pytest.mark.parametrize("cut", [1, 3, 8, 12])
@@ -70,7 +69,7 @@ def test_pieces_lose_no_target_and_no_window(cut):
 def test_a_row_keeps_its_documents_apart():
     pieces = [slots_of("a", image(5, 5)), slots_of("bc"), slots_of(image(3, 9), "d")]
     lengths = [len(piece.word_S) for piece in pieces]
-    row = document.pack(pieces, document.empty_row(sum(lengths) + 3, 9, FACTOR, SIDE))
+    row = document.pack(pieces, document.empty_row(sum(lengths) + 3, 9, SIDE))
     assert row.segment_BS.tolist() == [1] * lengths[0] + [2] * lengths[1] + [3] * lengths[2] + [0] * 3
     assert row.position_BS.tolist() == [*range(lengths[0]), *range(lengths[1]), *range(lengths[2]), 0, 0, 0]
     assert row.target_BS.tolist() == [t for piece in pieces for t in piece.target_S] + [NO_TARGET] * 3
@@ -83,9 +82,9 @@ def test_a_row_keeps_its_documents_apart():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit in a row"):
-        document.pack([slots_of("long text")], document.empty_row(4, 1, FACTOR, SIDE))
+        document.pack([slots_of("long text")], document.empty_row(4, 1, SIDE))
     with pytest.raises(ValueError, match="do not fit in a row"):
-        document.pack([slots_of(image(9, 9))], document.empty_row(40, 1, FACTOR, SIDE))
+        document.pack([slots_of(image(9, 9))], document.empty_row(40, 1, SIDE))
 
 
 def test_mixed_text_is_parsed_in_order():

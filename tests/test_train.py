@@ -23,7 +23,7 @@ from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 def config():
     return Experiment(
         "small",
-        Model(Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), fold_factor=64, window=4),
+        Model(Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), fold_factor=64, window=4),
         Data({path!r}, slots=96, windows=24),
         Train(steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=2, dtype="float32", remat="none",
               log_every=1, eval_every=6, eval_batches=2),
