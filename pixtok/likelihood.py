@@ -100,7 +100,7 @@ def loss(sums: Sums, model: Model) -> Any:
 
 def _ratio(nats: Any, count: Any) -> Any:
     """0 of nothing; for scalars and arrays of numpy and jax."""
-    return nats / (count + 1 * (count == 0))
+    return nats / (count + (count == 0))
 
 
 def figures(sums: Sums, model: Model) -> dict[str, Any]:
