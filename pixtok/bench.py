@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pixtok.config import PRESETS, Data, Model
+from pixtok.data import packing
 from pixtok.data.build import Settings, build
+from pixtok.data.index import Dataset
 from pixtok.data.pipeline import Loader
 
 
@@ -27,7 +29,7 @@ def _photos(folder: Path, count: int, side: int) -> None:
 
 
 def _measure(name: str, path: str, model: Model, seconds: float) -> dict[str, Any]:
-    windows = 196
+    windows = max(196, packing.largest_image(Dataset(path).index, model.window, None))
     loader = Loader(Data(path, slots=windows + 60, windows=windows), model, split="train", batch_size=1, seed=0)
     loader.batch(0)  # opens files
     documents = pixels = step = 0

@@ -56,5 +56,9 @@ class Checkpoints:
             has = f"steps {', '.join(map(str, steps))}" if steps else "no checkpoint yet"
             wanted = "a checkpoint" if step is None else f"step {step}"
             raise InputError(f"{wanted} was wanted of {self.folder}, which has {has}")
-        restored = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))
+        except Exception as error:  # Orbax raises what json, zarr and the file system raise
+            reason = "".join(str(error).splitlines()[:1])
+            raise InputError(f"{self.folder / str(step)} cannot be read ({type(error).__name__}: {reason})") from error
         return step, restored["params"]

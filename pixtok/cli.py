@@ -1,6 +1,7 @@
 """The command line: each verb parses and calls; everything it does can be imported."""
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import re
@@ -17,6 +18,7 @@ from pixtok import config
 from pixtok.data.build import Settings
 from pixtok.draw import Draw
 from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.files import write
 
 T = TypeVar("T")
 _STYLE = (tyro.conf.PositionalMetavarFromFieldName,)
@@ -45,6 +47,12 @@ def _one_line(box: str, prog: str) -> str:
         near = re.search(r"Perhaps you meant:\s+(--[\w.\-]+)", text)
         hint = f"; did you mean {near[1]}?" if near else ""
         message = f"unknown option {unknown[1]}{hint}"
+    missing = re.match(rf"Missing from {re.escape(prog)}: (\S+)", message)
+    if missing:
+        message = f"{missing[1]} is missing"
+    message = re.sub(
+        r"no type matching \{None\}\|(\w+) could be instantiated from \['?(.*?)'?\].*", r"\2 is no \1", message
+    )
     return f"{prog}: {message} (`{prog} --help` lists all options)"
 
 
@@ -59,11 +67,14 @@ class _Train:
     run_dir: Path | None = None
     """Where the run goes, and is resumed from; runs/NAME by default."""
     init: Path | None = None
-    """Begin with the weights of this run."""
+    """Begin a new run with the weights of this one."""
 
 
 def train(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py [--a.b VALUE …] [--run_dir DIR] [--init RUN]: train; resumes by itself"""
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: pixtok train {train.__doc__}\n\n`pixtok train EXPERIMENT.py --help` lists all its settings")
+        return ExitCode.DONE
     if not args or args[0].startswith("-"):
         raise InputError("pixtok train wants an experiment file first, like experiments/demo.py")
     loaded = config.load(Path(args[0]))
@@ -225,13 +236,18 @@ class _Info:
 def data_info(args: Sequence[str]) -> ExitCode:
     """PATH [--picture PNG]: what a data set holds"""
     parsed = _parse(_Info, args, "pixtok data info")
-    from pixtok.data import picture
+    import numpy as np
+
+    from pixtok.data import images, picture
     from pixtok.data.index import Dataset
 
     dataset = Dataset(parsed.path)
+    if parsed.picture is not None:
+        if parsed.picture.suffix.lower() != ".png":
+            raise InputError(f"--picture must be a .png; got {parsed.picture}")
+        write(parsed.picture, images.encode(np.asarray(picture.sheet(dataset, parsed.fold_factor))))
     print(_table(picture.facts(dataset)))
     if parsed.picture is not None:
-        picture.sheet(dataset, parsed.fold_factor).save(parsed.picture)
         print(parsed.picture)
     return ExitCode.DONE
 
@@ -271,6 +287,8 @@ def bench_data(args: Sequence[str]) -> ExitCode:
     parsed = _parse(_BenchData, args, "pixtok bench data")
     from pixtok import bench
 
+    if parsed.seconds <= 0:
+        raise InputError(f"--seconds must be positive; got {parsed.seconds}")
     rows = bench.data(parsed.path, parsed.seconds)
     if parsed.json:
         print(json.dumps(rows, indent=2))
@@ -299,8 +317,8 @@ VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
 }
 
 
-def _usage() -> str:
-    lines = [f"  pixtok {verb} {function.__doc__}" for verb, function in VERBS.items()]
+def _usage(group: str = "") -> str:
+    lines = [f"  pixtok {verb} {function.__doc__}" for verb, function in VERBS.items() if verb.startswith(group)]
     return "\n".join(["usage: pixtok VERB …  (`pixtok VERB --help` lists its options)", "", *lines])
 
 
@@ -308,6 +326,12 @@ def run(args: Sequence[str]) -> ExitCode:
     """Run one verb.  Raises InputError, NotFiniteError."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
+        return ExitCode.DONE
+    if args[0] == "--version":
+        print(importlib.metadata.version("pixtok"))
+        return ExitCode.DONE
+    if len(args) > 1 and args[1] in ("-h", "--help", "help") and any(verb.startswith(f"{args[0]} ") for verb in VERBS):
+        print(_usage(args[0]))
         return ExitCode.DONE
     for words in (2, 1):
         if verb := VERBS.get(" ".join(args[:words])):
@@ -324,7 +348,7 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     except InputError as error:
-        print(f"pixtok: {error}", file=sys.stderr)
+        print(str(error) if str(error).startswith("pixtok ") else f"pixtok: {error}", file=sys.stderr)
         code = ExitCode.BAD_INPUT
     except NotFiniteError as error:
         print(f"pixtok: {error}", file=sys.stderr)

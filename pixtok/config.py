@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import math
 import sys
+import traceback
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -237,16 +239,18 @@ def validate(experiment: Experiment) -> None:
             "at least 2" if name == "data.slots" else "at least 1",
             value + (name == "data.slots"),
         )
+    _require(data.image_size is None or data.image_size >= 1, "data.image_size", "at least 1", data.image_size)
     _require(data.workers >= 0, "data.workers", "at least 0", data.workers)
-    _require(train.seed >= 0, "train.seed", "at least 0", train.seed)
+    _require(0 <= train.seed < 2**32, "train.seed", f"from 0 to {2**32 - 1}", train.seed)
     _require(
         0 <= train.warmup_steps < train.steps,
         "train.warmup_steps",
         f"from 0 to {train.steps - 1}, less than train.steps",
         train.warmup_steps,
     )
-    _require(train.learning_rate > 0, "train.learning_rate", "positive", train.learning_rate)
-    _require(train.clip_norm > 0, "train.clip_norm", "positive", train.clip_norm)
+    for name in ("learning_rate", "clip_norm"):
+        value = getattr(train, name)
+        _require(0 < value < math.inf, f"train.{name}", "positive and finite", value)
     _require(train.weight_decay >= 0, "train.weight_decay", "at least 0", train.weight_decay)
     for name, share in (("train.final_rate", train.final_rate), ("data.max_bad", data.max_bad)):
         _require(0 <= share <= 1, name, "a share from 0 to 1", share)
@@ -258,15 +262,24 @@ def validate(experiment: Experiment) -> None:
     )
 
 
-def load(path: Path) -> Experiment:
-    """Run the `config()` of an experiment file.  Raises InputError when there is none."""
+def load(path: str | Path) -> Experiment:
+    """Run the `config()` of an experiment file.  Raises InputError when there is none, or when it fails."""
+    path = Path(path)
     spec = importlib.util.spec_from_file_location(f"pixtok_experiment_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"no experiment at {path}: give a Python file that defines config(), like experiments/demo.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    made = module.config() if hasattr(module, "config") else None
+    try:
+        spec.loader.exec_module(module)
+        made = module.config() if hasattr(module, "config") else None
+    except InputError:
+        raise
+    except Exception as error:  # whatever is wrong with the file of the user
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else 0
+        message = error.msg if isinstance(error, SyntaxError) else error
+        raise InputError(f"{path}:{line}: {type(error).__name__}: {message}") from error
     if not isinstance(made, Experiment):
         raise InputError(f"{path} must define `def config() -> pixtok.config.Experiment`")
     return made

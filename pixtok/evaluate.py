@@ -20,18 +20,18 @@ _RESAMPLES = 2000
 
 
 def evaluate(
-    run_dir: Path, *, data: str | None = None, split: str = "validation", step: int | None = None
+    run_dir: str | Path, *, data: str | None = None, split: str = "validation", step: int | None = None
 ) -> dict[str, Any]:
     """Figures of `likelihood.figures` over a whole split, with their counts and 95 % intervals over documents.
 
     `data`: another data set than the run's own; `step`: another checkpoint than the latest.  Uses all devices
     of this machine, whatever the run was trained on.  Raises InputError.
     """
-    run = Run(run_dir)
+    run = Run(Path(run_dir))
     settings, model = run.experiment.data, run.experiment.model
     if data is not None:
         settings = dataclasses.replace(settings, path=data)
-    dataset = Dataset(settings.path)
+    dataset = Dataset(settings.path) if data is not None else run.dataset()
     if dataset.manifest.fingerprint != run.vocabulary_fingerprint:
         raise InputError(
             f"{settings.path} was built with another vocabulary than {run.experiment.data.path}, on which {run_dir} "

@@ -30,7 +30,8 @@ FREE = (
     "checkpoint.",
     "mesh.",
 )
-"""Settings that a resumed run may change: they do not alter what a step computes from its batch."""
+"""Settings that a resumed run may change: what a step computes from its batch stays as it is, but for the learning
+rate, whose schedule ends with `train.steps`."""
 
 
 def data_fingerprint(dataset: Dataset) -> str:
@@ -91,9 +92,12 @@ class Run:
                 f"{self.path} is not a run: it has no config.json; give a directory that `pixtok train` made"
             )
         try:
-            return json.loads(file.read_text())
+            content = json.loads(file.read_text())
         except json.JSONDecodeError as error:
             raise InputError(f"{file} is damaged ({error})") from None
+        if not isinstance(content, dict) or not {"experiment", "data"} <= set(content):
+            raise InputError(f"{file} is damaged: it holds no experiment")
+        return content
 
     @property
     def experiment(self) -> Experiment:
@@ -107,6 +111,19 @@ class Run:
         if not folder.is_dir():
             raise InputError(f"{self.path} holds no checkpoint yet")
         return folder
+
+    def dataset(self) -> Dataset:
+        """The data set that it was trained on.  Raises InputError when that is not at hand."""
+        path = self.experiment.data.path
+        if not Path(path).exists():
+            raise InputError(f"{path}, on which {self.path} was trained, is not here: give --data, or go to its folder")
+        return Dataset(path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has a checkpoint."""
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(item.name.isdigit() for item in folder.iterdir())
 
     @property
     def vocabulary_fingerprint(self) -> str:

@@ -9,7 +9,6 @@ import PIL.Image
 from pixtok import weights
 from pixtok.axes import Image
 from pixtok.data import images
-from pixtok.data.index import Dataset
 from pixtok.draw import Draw
 from pixtok.errors import InputError
 from pixtok.files import progress_bar, write
@@ -30,12 +29,8 @@ class Sampler:
         self._generator = Generator(self._run.experiment.model, params, NoWords())
         self._out = out or run_dir / "samples"
 
-    def _dataset(self) -> Dataset:
-        """The run's data set.  Raises InputError when it is gone."""
-        return Dataset(self._run.experiment.data.path)
-
     def _common_size(self) -> tuple[int, int]:
-        sizes = self._dataset().index.part_T2
+        sizes = self._run.dataset().index.part_T2
         sizes, counts = np.unique(sizes[sizes[:, 0] > 0], axis=0, return_counts=True)
         if not len(sizes):
             raise InputError("the run's data set holds no images: give --size")
@@ -48,7 +43,7 @@ class Sampler:
         `size` None: the most common one of the run's data set.
         """
         if prompt:
-            self._generator.vocabulary = self._dataset().vocabulary()
+            self._generator.vocabulary = self._run.dataset().vocabulary()
         size = size or self._common_size()
         blank = np.full((*size, 3), GREY, np.uint8)
         return self._draw(blank, np.ones(size, bool), count, how, prompt)
@@ -76,7 +71,7 @@ class Sampler:
 
     def read(self, image: Path, count: int, how: Draw) -> list[Path]:
         """Draw the text that follows an image, brought down to the size that the run was trained on.  → the files."""
-        self._generator.vocabulary = self._dataset().vocabulary()
+        self._generator.vocabulary = self._run.dataset().vocabulary()
         known = images.read(image, self._run.experiment.data.image_size)
         texts = self._generator.text(known, count=count, how=how)
         files = []

@@ -89,7 +89,10 @@ class Trainer:
         self.loader = Loader(**loader, split="train")
         validation = self.loader.dataset.manifest.documents["validation"]
         self._validation = Loader(**loader, split="validation") if validation else None
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and not run_dir.is_dir():
+            raise InputError(f"{run_dir} is a file: give another --run_dir")
+        self._before = Run(run_dir).experiment if run_dir.exists() and any(run_dir.iterdir()) else None
+        if self._before is not None and Run(run_dir).begun:  # else it has nothing to lose
             Run(run_dir).check_resumable(experiment, self.loader.dataset)
         self._init = None if init is None else _init_weights(init, experiment)
         self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
@@ -97,7 +100,6 @@ class Trainer:
 
     def run(self) -> ExitCode:
         """Train to the last step, or until asked to stop.  Raises InputError, NotFiniteError."""
-        write_config(self.run_dir, self.experiment, self.loader.dataset, self._command)
         keep = self.experiment.checkpoint.keep
         steps = self.experiment.train.steps
         with StopRequest() as stop, Checkpoints(self.run_dir / "checkpoints", keep) as checkpoints:
@@ -107,10 +109,14 @@ class Trainer:
                 data = f"{self.loader.documents} documents in {self.loader.row_count} rows"
                 live.say(f"{self.run_dir}: {model}, {data}, {jax.device_count()} {jax.devices()[0].device_kind}")
                 if start:
-                    live.say(f"resumed after step {start}")
+                    live.say(f"resumed after step {start}{'' if self._init is None else '; --init is for a new run'}")
+                if start and self._before is not None and self._before.train.steps != steps:
+                    old = self._before.train.steps
+                    live.say(f"train.steps was {old} and is {steps}: the learning rate now falls until there")
                 if start >= steps:
                     live.say(f"nothing to do: train.steps = {steps}")
                     return ExitCode.DONE
+                write_config(self.run_dir, self.experiment, self.loader.dataset, self._command)
                 done, state = self._loop(state, start, stop, checkpoints, writer, live)
                 with self.clock.count("save"):
                     if checkpoints.latest() != done:

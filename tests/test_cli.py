@@ -36,7 +36,16 @@ def in_repository(monkeypatch, request):
         ),
         (["eval", "nowhere"], "nowhere is not a run"),
         (["data", "build", "nowhere/x", "OUT"], "no source at nowhere/x"),
-        (["data", "build", "glyphs"], "pixtok data build: Missing from pixtok data build: OUT"),
+        (["data", "build", "glyphs"], "pixtok data build: OUT is missing"),
+        (["data", "build", "glyphs", "OUT", "--image_size", "big"], "big is no INT"),
+        (["train", DEMO, "--data.image_size", "0"], "data.image_size must be at least 1; got 0"),
+        (["sample", "nowhere"], "nowhere is not a run"),
+        (["sample", "nowhere", "--size", "32"], "--size must be HxW, height and width in pixels, like 32x48; got 32"),
+        (["sample", "nowhere", "--edit", "a.png"], "--edit and --mask belong together"),
+        (["sample", "nowhere", "--top_p", "2"], "--top_p must be from 0 to 1"),
+        (["sample", "nowhere", "--complete", "a.png", "--prompt", "x"], "give one of --complete"),
+        (["compress", "nowhere", "nothing.png", "OUT"], "nothing.png cannot be read: No such file or directory"),
+        (["decompress", "nowhere", "experiments/demo.py", "OUT"], "not a file that `pixtok compress` made"),
         (["data", "build", "glyphs", "OUT", "--validation", "2"], "--validation must lie in 0 … 1; got 2"),
         (["data", "build", "glyphs", "OUT", "--validation", "0.5", "--test", "0.5"], "leave nothing to train on"),
         (["data", "build", "glyphs", "OUT", "--limit", "0"], "--limit must be at least 1; got 0"),
@@ -66,6 +75,26 @@ def test_every_verb_has_help_with_defaults(verb, capsys):
     assert "(default:" in capsys.readouterr().out
 
 
+def test_help_of_verbs_that_want_more(capsys):
+    for args, wanted in (["train"], "EXPERIMENT.py"), (["data"], "pixtok data info"):
+        assert cli.run([*args, "--help"]) == ExitCode.DONE
+        assert wanted in capsys.readouterr().out
+    cli.run(["--version"])
+    assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_a_broken_experiment_is_named_with_its_line(tmp_path):
+    file = tmp_path / "broken.py"
+    for text, message in (
+        ("import nomod\n", "broken.py:1: ModuleNotFoundError: No module named 'nomod'"),
+        ("\ndef config(:\n", "broken.py:2: SyntaxError"),
+        ("def config():\n\n    return 1 / 0\n", "broken.py:3: ZeroDivisionError"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            cli.run(["train", str(file)])
+
+
 def test_usage_names_every_verb(capsys):
     cli.run([])
     usage = capsys.readouterr().out
@@ -76,6 +105,8 @@ def test_data_info_draws(dataset, tmp_path, capsys):
     cli.run(["data", "info", str(dataset), "--picture", str(tmp_path / "sheet.png")])
     assert "17 documents" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match=r"--picture must be a .png"):
+        cli.run(["data", "info", str(dataset), "--picture", str(tmp_path / "x.xyz")])
     with pytest.raises(InputError, match="--fold_factor must be one of"):
         cli.run(["data", "info", str(dataset), "--picture", str(tmp_path / "x.png"), "--fold_factor", "3"])
 

@@ -202,6 +202,81 @@ def test_eval_scores_a_run(experiment, finished, dataset, photos, tmp_path, caps
         evaluate("--data", tmp_path / "silent")
 
 
+def test_eval_gives_an_interval_for_every_figure(finished, capsys):
+    cli.run(["eval", str(finished)])
+    got = json.loads(capsys.readouterr().out)
+    assert set(got["intervals"]) == {
+        "loss", "nats_word", "nats_first_pixel", "bpd_fold", "bpd_8bit", "reference"
+    }  # fmt: skip
+    for name, (low, high) in got["intervals"].items():
+        assert low < got[name] < high
+    assert got["pixels"] > got["first_pixels"] > 0
+
+
+def test_sample_draws_completes_edits_and_reads(finished, dataset, tmp_path, capsys):
+    import PIL.Image
+
+    def sample(*args) -> list[Path]:
+        cli.run(["sample", str(finished), "--out", str(tmp_path / "out"), *map(str, args)])
+        return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+    def pixels(path: Path) -> np.ndarray:
+        return np.asarray(PIL.Image.open(path))
+
+    files = sample("--size", "5x7", "--n", 2, "--prompt", "a cat")
+    assert [file.name for file in files] == ["000.png", "001.png", "sheet.png"]
+    assert [pixels(file).shape for file in files[:2]] == [(5, 7, 3)] * 2
+    assert len(sample()) == 1, "the size is that of the data set"
+
+    known = tmp_path / "known.png"
+    save_image(known, 6, 5)
+    (file,) = sample("--complete", known, "--keep_rows", 2)
+    np.testing.assert_array_equal(pixels(file)[:2], pixels(known)[:2])
+    assert (pixels(file)[2:] != pixels(known)[2:]).any()
+    with pytest.raises(InputError, match="--keep_rows must be from 0 to 5"):
+        sample("--complete", known, "--keep_rows", 6)
+
+    mask = np.zeros((6, 5), np.uint8)
+    mask[1:3, 2:4] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    (file,) = sample("--edit", known, "--mask", tmp_path / "mask.png")
+    changed = (pixels(file) != pixels(known)).any(-1)
+    assert changed.any()
+    assert not changed[mask == 0].any()
+    save_image(tmp_path / "wide.png", 6, 7)
+    with pytest.raises(InputError, match="must be of the size of"):
+        sample("--edit", known, "--mask", tmp_path / "wide.png")
+
+    (file,) = sample("--read", known)
+    assert file.suffix == ".txt"
+
+
+def test_compressed_files_come_back(finished, tmp_path, capsys):
+    import PIL.Image
+
+    source, packed, out = (tmp_path / name for name in ("in.png", "packed", "out.png"))
+    save_image(source, 5, 6)
+    cli.run(["compress", str(finished), str(source), str(packed)])
+    assert f"{packed.stat().st_size} bytes" in capsys.readouterr().out
+    cli.run(["decompress", str(finished), str(packed), str(out)])
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(out)), np.asarray(PIL.Image.open(source)))
+    with pytest.raises(InputError, match="written with other weights"):
+        cli.run(["decompress", str(finished), str(packed), str(out), "--step", "8"])
+    capsys.readouterr()
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew(experiment, tmp_path, capsys):
+    command = ["train", str(experiment), "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(NotFiniteError, match="no checkpoint yet"):
+        cli.run([*command, "--train.learning_rate", "1e30", "--train.clip_norm", "1e30"])
+    assert cli.run([*command, "--train.steps", "3"]) == ExitCode.DONE
+    config = (tmp_path / "run" / "config.json").read_bytes()
+    cli.run([*command, "--train.steps", "3", "--name", "other"])
+    assert (tmp_path / "run" / "config.json").read_bytes() == config, "there was nothing to do"
+    cli.run([*command, "--train.steps", "4"])
+    assert "the learning rate now falls until there" in capsys.readouterr().err
+
+
 def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path, monkeypatch, capsys):
     from pixtok.data import images
 

@@ -1,6 +1,7 @@
 """Build a data set: read a source once, check every image, write records and index."""
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -8,10 +9,12 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
@@ -43,6 +46,9 @@ class Settings:
     """What `glyphs` are drawn from."""
     limit: int | None = None
     """Read no more documents than this."""
+    caption: Literal["either", "before", "after"] = "either"
+    """Where the text of an image with a caption goes. `either`: before half of the images and after the others, so
+    that a model learns to draw from text and to read."""
 
     def validate(self) -> None:
         """Raises InputError."""
@@ -63,34 +69,42 @@ _CHUNK = 64
 _ENOUGH_BAD = 100
 
 
-def _normalise(entry: Entry, image_size: int | None) -> tuple[Entry, list[tuple[int, int]]]:
+def _normalise(entry: Entry, settings: Settings) -> tuple[Entry, list[tuple[int, int]]]:
     """Check and resize the images of an entry → (it, with files that decode to what is trained on; their sizes)."""
     document = entry.document
     if isinstance(document, Bad):
         return entry, []
     parts, sizes = [], []
-    for part in document.parts:
+    given = document.parts
+    # By content, so that equal documents stay equal.
+    if entry.captioned and (settings.caption == "before" or (settings.caption == "either" and _odd(given))):
+        given = given[::-1]
+    for part in given:
         if isinstance(part, str):
             parts.append(part)
             continue
         assert isinstance(part, bytes), "sources give encoded images"
         try:
-            pixels, changed = images.decode(part, image_size)
+            pixels, changed = images.decode(part, settings.image_size)
         except images.ImageError as error:
             return Entry(Bad(document.id, str(error)), entry.split), []
         parts.append(images.encode(pixels) if changed else part)
         sizes.append(pixels.shape[:2])
     if not parts:
         return Entry(Bad(document.id, "neither an image nor text"), entry.split), []
-    return Entry(Document(document.id, tuple(parts)), entry.split), sizes
+    return dataclasses.replace(entry, document=Document(document.id, tuple(parts))), sizes
 
 
-def _parallel(source: Source, image_size: int | None) -> Iterator[tuple[Entry, list[tuple[int, int]]]]:
+def _odd(parts: tuple) -> bool:
+    return zlib.crc32(next(part for part in parts if isinstance(part, bytes))) % 2 == 1
+
+
+def _parallel(source: Source, settings: Settings) -> Iterator[tuple[Entry, list[tuple[int, int]]]]:
     """`_normalise` over a source, in order, on all cores, a few chunks ahead."""
     entries = source.entries()
     with ThreadPoolExecutor() as pool:
         while chunk := list(itertools.islice(entries, _CHUNK)):
-            yield from pool.map(lambda entry: _normalise(entry, image_size), chunk)
+            yield from pool.map(lambda entry: _normalise(entry, settings), chunk)
 
 
 def assign_splits(digests: list[bytes], own: list[str | None], validation: float, test: float) -> np.ndarray:
@@ -153,7 +167,7 @@ def _write(source: Source, folder: Path, name: str, settings: Settings) -> Manif
     begin = time.perf_counter()
     with open(folder / "bad.jsonl", "w") as bad_file, progress_bar("building") as progress:
         task = progress.add_task("", total=total, note="")
-        for entry, image_sizes in itertools.islice(_parallel(source, settings.image_size), total):
+        for entry, image_sizes in itertools.islice(_parallel(source, settings), total):
             document = entry.document
             progress.update(task, advance=1, note=f"{counts['bad']} bad")
             if isinstance(document, Bad):
@@ -216,23 +230,26 @@ def _write(source: Source, folder: Path, name: str, settings: Settings) -> Manif
     return manifest
 
 
-def build(source: str, out: Path, settings: Settings = Settings()) -> Manifest:
+def build(source: str | Path, out: str | Path, settings: Settings = Settings()) -> Manifest:
     """Build the data set `out` from a source (see `open_source`).
 
     Nothing is left at `out` unless all went well; a build that stops for too many bad documents leaves their
     names in `out`.bad.jsonl.  Raises InputError.
     """
     settings.validate()
+    source, out = str(source), Path(out)
     if out.exists():
         raise InputError(f"{out} exists: remove it, or give another place for the data set")
-    partial = out.with_name(out.name + ".partial")
-    scratch = partial / "tfds"
-    shutil.rmtree(partial, ignore_errors=True)
-    opened = open_source(source, scratch, settings.seed, settings.limit)
-    partial.mkdir(parents=True, exist_ok=True)
     try:
-        manifest = _write(opened, partial, source, settings)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=out.name + ".", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"{out} cannot be made: {error.strerror}") from None
+    scratch = partial / "tfds"
+    try:
+        manifest = _write(open_source(source, scratch, settings.seed, settings.limit), partial, source, settings)
         shutil.rmtree(scratch, ignore_errors=True)
+        partial.chmod(out.parent.stat().st_mode & 0o777)  # mkdtemp's are for its owner alone
         partial.rename(out)
     except TooManyBadError as error:
         report = out.with_name(out.name + ".bad.jsonl")

@@ -84,16 +84,24 @@ class Dataset:
             built = f"pixtok data build {path if self.path.exists() else 'SOURCE'} OUT"
             what = "is not a built data set" if self.path.exists() else "does not exist"
             raise InputError(f"data.path: {path} {what}; make one with `{built}` and give its path")
-        content: dict[str, Any] = json.loads(manifest.read_text())
-        if content.get("format") != FORMAT:
-            raise InputError(
-                f"{path} has data format {content.get('format')}, this pixtok reads {FORMAT}: build it again"
-            )
-        self.manifest = Manifest(**content)
-        with np.load(self.path / "index.npz") as arrays:
-            self.index = Index(**arrays)
-        files = [str(self.path / RECORDS.format(number)) for number in range(self.manifest.records)]
-        self._records = grain.sources.ArrayRecordDataSource(files)
+        try:
+            content: dict[str, Any] = json.loads(manifest.read_text())
+            if content.get("format") != FORMAT:
+                raise InputError(
+                    f"{path} has data format {content.get('format')}, this pixtok reads {FORMAT}: build it again"
+                )
+            self.manifest = Manifest(**content)
+            with (self.path / "index.npz").open("rb") as file, np.load(file) as arrays:
+                self.index = Index(**arrays)
+            files = [str(self.path / RECORDS.format(number)) for number in range(self.manifest.records)]
+            self._records: Any = grain.sources.ArrayRecordDataSource(files)
+            if len(self._records) != len(self.index.split_N):
+                raise ValueError(f"{len(self._records)} records of {len(self.index.split_N)}")
+        except InputError:
+            raise
+        except Exception as error:  # json, zip and ArrayRecord raise what they like
+            reason = "".join(str(error).splitlines()[:1])
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}): build it again") from None
 
     def vocabulary(self) -> words.Vocabulary:
         """The vocabulary that the data set was built with."""

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from pixtok import windows
 from pixtok.data.images import fit
-from pixtok.data.index import Index
+from pixtok.data.index import SPLITS, Index
 from pixtok.errors import InputError
 
 _CHUNK = 4096
@@ -66,8 +66,8 @@ def cut(index: Index, split: int, slots: int, window_limit: int, side: int, imag
     document_N = np.flatnonzero(index.split_N == split)
     if not len(document_N):
         raise InputError(
-            "the split holds no documents: build the data set with a larger --validation or --test share, "
-            "or from more documents"
+            f"the data set holds no {SPLITS[split]} documents: build it with a larger --validation or --test share, or "
+            "from more documents"
         )
     windows_T = _windows_of(index.part_T2, side, image_size)
     slots_T = np.where(windows_T > 0, windows_T + 2, index.part_T2[:, 1])
@@ -80,7 +80,8 @@ def cut(index: Index, split: int, slots: int, window_limit: int, side: int, imag
         largest = int(windows_T.max())
         raise InputError(
             f"an image of {largest} windows does not fit in a row of {window_limit} windows and {slots} slots: raise "
-            f"data.windows to {largest} and data.slots to {largest + 2} or more, or lower data.image_size"
+            f"data.windows to {max(window_limit, largest)} and data.slots to {max(slots, largest + 2)}, or lower "
+            "data.image_size"
         )
     fits = (length_N <= slots) & (count_N <= window_limit)
     whole = np.stack([document_N, np.zeros_like(document_N), length_N, count_N], 1)[fits]

@@ -124,7 +124,10 @@ class Loader:
     def stream(
         self, start: int, *, shard: int = 0, shards: int = 1
     ) -> contextlib.closing[grain.DatasetIterator[Batch]]:
-        """Batches `start`, `start` + 1, … without end, read ahead of need.  A context manager."""
+        """Batches `start`, `start` + 1, … without end, read ahead of need.
+
+        A context manager, like `epoch`: `with loader.stream(0) as batches: rows = next(batches).rows`.
+        """
         return self._read_ahead(self._batches(shard, shards)[start:])
 
     def epoch(self, batches: int | None = None) -> contextlib.closing[grain.DatasetIterator[Batch]]:

@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import lzma
 import re
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -36,6 +38,8 @@ class Entry:
     document: Document | Bad
     split: str | None = None
     """The split that the source itself puts it in, where it has splits."""
+    captioned: bool = False
+    """An image and its text, whose order is not the source's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +93,12 @@ def _folder(root: Path) -> Source:
         )
     files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
     texts = [p for p in files if _kind(p.name) == "txt"]
-    if any(b"<|image|>" in p.read_bytes() for p in texts):
+    if any(is_image for p in texts for is_image, _ in parse(p.read_text("utf-8", errors="replace"))):
         return Source(len(texts), lambda: (Entry(_mixed(root, p)) for p in texts))
     groups = _group([str(p.relative_to(root)) for p in files])
     return Source(
         len(groups),
-        lambda: (Entry(_triple(key, members, lambda m: (root / m).read_bytes())) for key, members in groups),
+        lambda: (_triple(key, members, lambda m: (root / m).read_bytes()) for key, members in groups),
     )
 
 
@@ -141,7 +145,7 @@ def _group(names: list[str]) -> list[tuple[str, dict[str, str]]]:
     return sorted((groups | extra).items())
 
 
-def _triple(key: str, members: dict[str, str], read: Callable[[str], bytes]) -> Document | Bad:
+def _triple(key: str, members: dict[str, str], read: Callable[[str], bytes]) -> Entry:
     """An image with its caption: the .txt beside it, else `caption` or `text` of the .json, else its sub-folder."""
     parts: list[str | bytes] = []
     name = members.get("image", members.get("txt", key))
@@ -158,8 +162,15 @@ def _triple(key: str, members: dict[str, str], read: Callable[[str], bytes]) -> 
         elif len(PurePath(key).parts) > 1:
             parts.append(PurePath(key).parent.name)
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        return Bad(name, f"{type(error).__name__}: {error}")
-    return Document(name, tuple(part for part in parts if part != ""))
+        return Entry(Bad(name, f"{type(error).__name__}: {error}"))
+    if "image" not in members and any(is_image for part in parts for is_image, _ in parse(str(part))):
+        return Entry(Bad(name, "mixed text, whose images are found only in a folder: unpack the tar"))
+    return _captioned(name, parts)
+
+
+def _captioned(name: str, parts: list[str | bytes], split: str | None = None) -> Entry:
+    kept = tuple(part for part in parts if part != "")
+    return Entry(Document(name, kept), split, captioned=[type(part) for part in kept] == [bytes, str])
 
 
 def _tar(path: Path) -> Source:
@@ -167,8 +178,14 @@ def _tar(path: Path) -> Source:
     try:
         with tarfile.open(path) as archive:
             names = [member.name for member in archive if member.isfile() and not _hidden(PurePath(member.name))]
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is neither a folder nor a tar ({error}): unpack it, or give a tar") from None
+            # A tar ends with blocks of zeros; one that was cut short between two files looks whole otherwise.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if names and archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise InputError(f"{path} was cut short: no end of archive follows its {len(names)} files")
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise InputError(f"{path} is neither a folder nor a tar ({reason}): unpack it, or give a tar") from None
 
     def entries() -> Iterator[Entry]:
         with tarfile.open(path) as archive:
@@ -179,8 +196,7 @@ def _tar(path: Path) -> Source:
                 return file.read()
 
             for key, members in _group(names):
-                document = _triple(key, members, read)
-                yield Entry(document)
+                yield _triple(key, members, read)
 
     return Source(len(_group(names)), entries)
 
@@ -243,6 +259,6 @@ def _tfds(make: Callable[[], Any]) -> Source:
                     parts.append(example[text].decode())
                 elif labels:
                     parts.append(features[labels[0]].int2str(int(example[labels[0]])))
-                yield Entry(Document(f"{split}/{number}", tuple(part for part in parts if part != "")), own)
+                yield _captioned(f"{split}/{number}", parts, own)
 
     return Source(sum(split.num_examples for split in builder.info.splits.values()), entries)

@@ -115,8 +115,39 @@ def test_a_tfds_data_set_keeps_its_splits(tmp_path):
     assert manifest.documents == {"train": 56, "validation": 4, "test": 4}
     item = Dataset(tmp_path / "glyphs").read([0])[0]
     assert item.id.startswith("train/")
-    assert images.decode(item.parts[0])[0].shape == (32, 64, 3)
+    assert images.decode(next(part for part in item.parts if isinstance(part, bytes)))[0].shape == (32, 64, 3)
     assert not list((tmp_path / "glyphs").glob("tfds"))
+
+
+def test_captions_come_before_or_after_their_image(tmp_path):
+    def first_kinds(caption, name):
+        build("glyphs", tmp_path / name, Settings(limit=32, caption=caption))
+        return {type(item.parts[0]) for item in Dataset(tmp_path / name).read(range(32))}
+
+    assert first_kinds("before", "a") == {str}
+    assert first_kinds("after", "b") == {bytes}
+    assert first_kinds("either", "c") == {str, bytes}
+
+
+def test_a_folder_of_the_users_next_to_the_data_set_stays(photos, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("precious")
+    build(photos, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="out cannot be made: "):
+        build(photos, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "index.npz", "documents-00000.array_record"])
+@pytest.mark.parametrize("left", [0, 10])
+def test_a_damaged_data_set_says_so(dataset, tmp_path, name, left):
+    shutil.copytree(dataset, tmp_path / "damaged")
+    file = tmp_path / "damaged" / name
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(InputError, match=r"damaged is damaged \(.*\): build it again"):
+        Dataset(tmp_path / "damaged")
 
 
 def test_one_usable_file_is_enough(tmp_path):

@@ -89,6 +89,36 @@ def test_mixed_files_are_read_as_they_are(tmp_path):
     assert got == {"docs/a.txt": ["see ", "image", " and ", "image"], "b.txt": ["only words"]}
 
 
+def test_a_caption_that_mentions_a_tag_is_a_caption(tmp_path):
+    save_image(tmp_path / "folder" / "a.png", 2, 2)
+    (tmp_path / "folder" / "a.txt").write_text("quoting <|image|> markup")
+    assert read(tmp_path / "folder", tmp_path) == {"a.png": ["image", "quoting <|image|> markup"]}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_a_tar_that_was_cut_short_is_refused(tmp_path, mode):
+    """At every length, but where only the zeros at its very end are missing."""
+    with tarfile.open(tmp_path / "whole.tar", mode) as archive:
+        for number in range(3):
+            save_image(tmp_path / f"{number}.png", 9, 9, seed=number)
+            archive.add(tmp_path / f"{number}.png", f"{number}.png")
+    whole = (tmp_path / "whole.tar").read_bytes()
+    assert len(read(tmp_path / "whole.tar", tmp_path)) == 3
+    step = 256 if mode == "w" else len(whole) // 16
+    content = 3 * 1024 if mode == "w" else len(whole) - step
+    for length in range(0, content, step):
+        (tmp_path / "cut.tar").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"cut.tar [^\n]*$"):
+            open_source(str(tmp_path / "cut.tar"), tmp_path)
+
+
+def test_mixed_text_in_a_tar_is_not_taken_for_text(tmp_path):
+    (tmp_path / "m.txt").write_text("see <|image|>a.png<|/image|>")
+    with tarfile.open(tmp_path / "m.tar", "w") as archive:
+        archive.add(tmp_path / "m.txt", "m.txt")
+    assert "unpack the tar" in read(tmp_path / "m.tar", tmp_path)["m.txt"]
+
+
 def test_glyphs_depend_on_the_seed_alone(tmp_path):
     first, again, other = (
         [

@@ -1,0 +1,62 @@
+import dataclasses
+
+import msgpack
+import numpy as np
+import pytest
+from models import SMALL, batch, compiled, image, variables
+
+from pixtok.codec import Codec, read_header
+from pixtok.errors import InputError
+
+BY_CHANNEL = dataclasses.replace(SMALL, fold_factor=1)
+
+
+def codec(config, scale=1.5) -> Codec:
+    return Codec(config, variables(config, scale)["params"])
+
+
+@pytest.mark.parametrize("config", [SMALL, BY_CHANNEL], ids=["residual", "by-channel"])
+def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config):
+    for height, width in ((7, 8), (1, 1), (1, 13)):
+        picture = image(height, width)
+        content = codec(config).compress(picture)
+        np.testing.assert_array_equal(codec(config).decompress(content), picture)
+        rows = batch((picture,), config=config, slots=16, windows=9)
+        nats = compiled(config)(variables(config, 1.5), rows)
+        valid = np.arange(config.window**2) < rows.shape_BM2.prod(-1)[..., None]
+        parts = np.where(valid[..., None], nats.pixel_BMWC, 0).astype(np.float64)
+        if config is SMALL:
+            parts[:, :, 0, :3] = 0  # the unified head gives the first colours
+        logits = compiled(config, "logits")(variables(config, 1.5), rows)[0]
+        follows = 0.0
+        for slot in rows.window_slot_BM[0][rows.shape_BM2[0, :, 0] > 0]:
+            window = logits[slot - 1, config.vocab_size :]
+            target = rows.target_BS[0, slot - 1] - config.vocab_size
+            follows += np.logaddexp.reduce(np.float64(window)) - float(window[target])
+        bits = (parts.sum() + follows) / np.log(2)
+        words = len(read_header(content)["words"]) * 8
+        assert bits - 1 <= words <= 1.001 * bits + 64
+
+
+def test_a_file_of_other_weights_is_refused():
+    content = codec(SMALL).compress(image(3, 3))
+    with pytest.raises(InputError, match="written with other weights"):
+        codec(SMALL, 1.25).decompress(content)
+
+
+def test_files_that_are_not_ours_or_are_damaged_are_refused():
+    content = codec(SMALL).compress(image(4, 4))
+    for other in (b"", b"PNG", content[:-20], msgpack.packb([1]), msgpack.packb({"format": "pixtok 0"})):
+        with pytest.raises(InputError, match="not a file that `pixtok compress` made"):
+            codec(SMALL).decompress(other)
+    header = msgpack.unpackb(content)
+    words = bytes(header["words"][:4]) + bytes(byte ^ 255 for byte in header["words"][4:])
+    with pytest.raises(InputError, match="damaged"):
+        codec(SMALL).decompress(msgpack.packb(header | {"words": words}))
+    with pytest.raises(InputError, match=r"was written with jax 0.1"):
+        codec(SMALL).decompress(msgpack.packb(header | {"jax": "0.1"}))
+
+
+def test_a_model_without_residuals_cannot_compress():
+    with pytest.raises(InputError, match="does not predict all 8 bits"):
+        Codec(dataclasses.replace(SMALL, residual=False), {})
