@@ -29,6 +29,7 @@ from pixtok.stepper import Stepper
 from pixtok.words import NoWords
 
 _MAGIC = "pixtok 1"
+_DAMAGED = "the file is damaged: what was decoded is not what its checksum says"
 
 
 class _Coder(Protocol):
@@ -103,7 +104,7 @@ class Codec:
         self._run(height, width, pixel_MW, decode, label, decoding=True)
         image = fold.unpack(windows.join(pixel_MW, height, width))
         if zlib.crc32(image.tobytes()) != header["crc"]:
-            raise InputError("the file is damaged: its checksum does not agree with what was decoded")
+            raise InputError(_DAMAGED)
         return image
 
     def _run(
@@ -111,9 +112,9 @@ class Codec:
     ) -> None:
         """Code all pixels in order, from and, when decoding, into `pixel_MW`."""
         model, params = self._model, self._params
-        blank = np.zeros((height, width, 3), np.uint8)
+        image = fold.unpack(windows.join(pixel_MW & (fold.PADDING - 1), height, width))  # blank while decoding
         slots = document.tokenize(
-            Document("", (blank,)),
+            Document("", (image,)),
             NoWords(),
             vocab_size=model.vocab_size,
             fold_factor=model.fold_factor,
@@ -123,8 +124,8 @@ class Codec:
         stepper = Stepper(model, Rows(*(array[None] for array in row)))
 
         @jax.jit
-        def first(caches: Any, window: Any) -> jax.Array:
-            return jax.nn.softmax(stepper.first_logits(params, caches, window)[0])
+        def head(caches: Any, slot: jax.Array) -> jax.Array:
+            return jax.nn.softmax(stepper.logits(params, caches, slot)[0])
 
         @functools.partial(jax.jit, static_argnums=0)
         def part(number: int, state_BE: jax.Array) -> jax.Array:
@@ -143,14 +144,18 @@ class Codec:
             for number, shape in enumerate(slots.shape_M2):
                 caches, window = begin(caches, jnp.int32(number))
                 state_BE, last_BE = window.first_BE, None
+                target = None if decoding else int(slots.target_S[slots.window_slot_M[number] - 1])
+                # That a window follows is known, but it is part of the likelihood, which is what is to be shown.
+                outcome = code(np.asarray(head(caches, window.slot)), target) - model.vocab_size
+                if outcome < 0:
+                    raise InputError(_DAMAGED)
                 for i in range(int(shape.prod())):
                     colour_1 = pixel_MW[number, i : i + 1]
                     known = [None] * 6 if decoding else np.asarray(stepper.values(colour_1))[0].tolist()
                     value: list[int] = []
                     if i == 0 and stepper.head_tells_colour:
-                        symbol = None if decoding else int(fold.ids(colour_1, model.fold_factor)[0])
-                        ids, level = code(np.asarray(first(caches, window)), symbol), stepper.parts[0]
-                        value = [ids % level, ids // level % level, ids // level**2]
+                        level = stepper.parts[0]
+                        value = [outcome % level, outcome // level % level, outcome // level**2]
                     for p in range(len(stepper.parts)):
                         if p >= len(value):
                             value.append(code(np.asarray(part(p, state_BE)), known[p]))
@@ -169,6 +174,11 @@ def read_header(content: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict) or header.get("format") != _MAGIC:
         raise InputError("not a file that `pixtok compress` made")
+    kinds = {"height": int, "width": int, "crc": int, "weights": str, "jax": str, "device": str, "words": bytes}
+    if any(not isinstance(header.get(name), kind) for name, kind in kinds.items()) or len(header["words"]) % 4:
+        raise InputError(_DAMAGED)
+    if min(header["height"], header["width"]) < 1 or header["height"] * header["width"] > images.MAX_PIXELS:
+        raise InputError(_DAMAGED)
     return header
 
 

@@ -14,15 +14,18 @@ from pixtok.run import Run
 from pixtok.step import Program
 
 
-def load(run: Run, step: int | None, data: Data | None = None) -> tuple[Program, int, Any]:
+def load(
+    run: Run, step: int | None, data: Data | None = None, batch_size: int | None = None
+) -> tuple[Program, int, Any]:
     """(a program for all devices of this machine, whatever the run was trained on; step; weights).
 
-    `step` None: the latest.  `data`: other rows than those it was trained on.  The program takes batches of the
-    run's size, rounded up to a multiple of the devices.  Raises InputError when there is no such checkpoint.
+    `step` None: the latest.  `data`: other rows than those it was trained on.  The program takes batches of
+    `batch_size`, None: the run's, rounded up to a multiple of the devices.  Raises InputError when there is no such
+    checkpoint.
     """
     experiment = run.experiment
     devices = jax.device_count()
-    batch_size = -(-experiment.train.batch_size // devices) * devices
+    batch_size = -(-(batch_size or experiment.train.batch_size) // devices) * devices
     experiment = dataclasses.replace(
         experiment,
         data=data or experiment.data,
