@@ -14,6 +14,7 @@ NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
 demo: .venv/run.stamp
 	@test -e datasets/$(NAME)/dataset.json || $(BIN)/pixtok data build '$(DATA)' datasets/$(NAME) --image_size 64 --max_bad $(MAX_BAD)
 	$(BIN)/pixtok train experiments/demo.py --data.path datasets/$(NAME) --run_dir runs/demo-$(NAME)
+	$(BIN)/pixtok sample runs/demo-$(NAME) --n 4 --temperature 0.7
 	@echo "score it: $(BIN)/pixtok eval runs/demo-$(NAME)"
 
 test: check

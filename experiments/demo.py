@@ -13,7 +13,7 @@ def config() -> Experiment:
     return Experiment(
         name="demo",
         model=PRESETS["tiny"],
-        data=Data(path="datasets/glyphs", slots=168, windows=128),
+        data=Data(path="datasets/glyphs", slots=96, windows=64),
         train=Train(
             steps=120, batch_size=4, learning_rate=2e-3, warmup_steps=12, dtype="float32", eval_every=60, eval_batches=4
         ),

@@ -143,6 +143,7 @@ def sample(args: Sequence[str]) -> ExitCode:
     for name, holds in (
         ("--n must be at least 1", n >= 1),
         ("--temperature must be at least 0", how.temperature >= 0),
+        (f"--seed must be from 0 to {2**32 - 1}", 0 <= how.seed < 2**32),
         ("--top_k must be at least 0", how.top_k >= 0),
         ("--top_p must be from 0 to 1", 0 <= how.top_p <= 1),
         ("--edit and --mask belong together", (parsed.edit is None) == (parsed.mask is None)),
@@ -289,19 +290,28 @@ def bench_data(args: Sequence[str]) -> ExitCode:
 
     if parsed.seconds <= 0:
         raise InputError(f"--seconds must be positive; got {parsed.seconds}")
-    rows = bench.data(parsed.path, parsed.seconds)
-    if parsed.json:
-        print(json.dumps(rows, indent=2))
-    else:
-        print(
-            _table(
-                [
-                    list(rows[0]),
-                    *([f"{v:,.0f}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows),
-                ]
-            )
-        )
+    _print(bench.data(parsed.path, parsed.seconds), parsed.json)
     return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _BenchMemory:
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def bench_memory(args: Sequence[str]) -> ExitCode:
+    """[--json]: memory of the full likelihood against that of the states alone, for several fold factors"""
+    parsed = _parse(_BenchMemory, args, "pixtok bench memory")
+    from pixtok import bench
+
+    _print(bench.memory(), parsed.json)
+    return ExitCode.DONE
+
+
+def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    cells = ([f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)
+    print(json.dumps(rows, indent=2) if as_json else _table([list(rows[0]), *cells]))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
@@ -314,6 +324,7 @@ VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "data info": data_info,
     "data vocab": data_vocab,
     "bench data": bench_data,
+    "bench memory": bench_memory,
 }
 
 

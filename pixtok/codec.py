@@ -29,7 +29,7 @@ from pixtok.stepper import Stepper
 from pixtok.words import NoWords
 
 _MAGIC = "pixtok 1"
-_DAMAGED = "the file is damaged: what was decoded is not what its checksum says"
+_DAMAGED = "the file is damaged, or was written on a processor that rounds differently from this one"
 
 
 class _Coder(Protocol):
@@ -60,7 +60,7 @@ class Codec:
         """What must be equal where a file is decoded."""
         return {
             "weights": weights.fingerprint(self._params),
-            "jax": importlib.metadata.version("jax"),
+            "jax": " ".join(importlib.metadata.version(name) for name in ("jax", "jaxlib")),
             "device": jax.devices()[0].device_kind,
         }
 
@@ -73,6 +73,8 @@ class Codec:
 
         def encode(probability_U: np.ndarray, symbol: int | None) -> int:
             assert symbol is not None
+            if len(probability_U) == 1:  # costs nothing, and the coder refuses it
+                return 0
             encoder.encode(symbol, self._categorical(probability_U))
             return symbol
 
@@ -97,13 +99,16 @@ class Codec:
         decoder = self._stream.queue.RangeDecoder(np.frombuffer(header["words"], "<u4").astype(np.uint32))
 
         def decode(probability_U: np.ndarray, symbol: int | None) -> int:
-            return int(decoder.decode(self._categorical(probability_U)))
+            return 0 if len(probability_U) == 1 else int(decoder.decode(self._categorical(probability_U)))
 
         rows, columns = windows.grid(height, width, self._model.window)
         pixel_MW = np.full((rows * columns, self._model.window**2), fold.PADDING, np.int32)
-        self._run(height, width, pixel_MW, decode, label, decoding=True)
+        try:
+            self._run(height, width, pixel_MW, decode, label, decoding=True)
+        except AssertionError:  # the coder's, for words that no encoder writes
+            raise InputError(_DAMAGED) from None
         image = fold.unpack(windows.join(pixel_MW, height, width))
-        if zlib.crc32(image.tobytes()) != header["crc"]:
+        if zlib.crc32(image.tobytes()) != header["crc"] or not decoder.maybe_exhausted():
             raise InputError(_DAMAGED)
         return image
 

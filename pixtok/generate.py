@@ -27,15 +27,17 @@ class _Knobs(NamedTuple):
 
 def draw(key: jax.Array, logits_BU: jax.Array, knobs: _Knobs) -> jax.Array:
     """One outcome for each row, (B,), of logits divided by the temperature, within top-k and top-p."""
-    logits_BU = logits_BU / jnp.maximum(knobs.temperature, 1e-6)
-    falling_BU = -jnp.sort(-logits_BU, axis=-1)
+    # By rank, so that equal outcomes do not count as one.
+    order_BU = jnp.argsort(-logits_BU, axis=-1)
+    falling_BU = jnp.take_along_axis(logits_BU, order_BU, axis=-1) / jnp.maximum(knobs.temperature, 1e-6)
     probability_BU = jax.nn.softmax(falling_BU, axis=-1)
     before_BU = jnp.cumsum(probability_BU, axis=-1) - probability_BU
     rank_1U = jnp.arange(logits_BU.shape[1])[None]
-    kept_BU = (before_BU < knobs.top_p) & ((rank_1U < knobs.top_k) | (knobs.top_k < 1))
-    kept_BU |= rank_1U == 0
-    least_B1 = jnp.min(jnp.where(kept_BU, falling_BU, jnp.inf), axis=-1, keepdims=True)
-    return jax.random.categorical(key, jnp.where(logits_BU >= least_B1, logits_BU, -jnp.inf)).astype(jnp.int32)
+    in_k_1U = (rank_1U < knobs.top_k) | (knobs.top_k < 1)
+    in_p_BU = (before_BU < knobs.top_p) | (knobs.top_p >= 1)
+    kept_BU = (rank_1U == 0) | (in_k_1U & in_p_BU & (knobs.temperature > 0))
+    rank_B = jax.random.categorical(key, jnp.where(kept_BU, falling_BU, -jnp.inf))
+    return jnp.take_along_axis(order_BU, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 Progress = Callable[[int], None]
@@ -173,8 +175,9 @@ def _window(stepper: Stepper):
         caches, here = stepper.begin(params, caches, number)
         level = []
         if stepper.head_tells_colour:
-            own = jax.random.fold_in(key, len(stepper.parts))
-            ids_B = draw(own, stepper.first_logits(params, caches, here), knobs)
+            key, own = jax.random.split(key)
+            # A window does follow: words are no outcomes here.
+            ids_B = draw(own, stepper.logits(params, caches, here.slot)[:, stepper.config.vocab_size :], knobs)
             size = stepper.parts[0]
             level = [ids_B % size, ids_B // size % size, ids_B // size**2]
         first_B = pixel(params, jax.random.fold_in(key, 0), here.first_BE, level, knobs)

@@ -3,7 +3,9 @@
     −log p(document) = Σ_slots −log p(u_{s+1} | u_≤s) + Σ_windows Σ_{i≥2} −log p(x_{m,i} | …) + residual terms
 
 The unified head says that a window follows and gives the folded colour of its first pixel, the pixel decoder gives
-the rest.  UPW's objective is the first sum alone.
+the rest.  It sums to one over all documents, in which any slot may hold any word or a window.  The height and width
+of an image are given, and yet the model pays for saying that each window follows; who knows them may spend less.
+UPW's objective is the first sum alone.
 """
 
 import math

@@ -139,10 +139,6 @@ class Stepper:
         """Whether the unified head gives the folded colour of a first pixel."""
         return not fold.by_channel(self.config.fold_factor)
 
-    def first_logits(self, params: Any, caches: Caches, window: Window) -> jax.Array:
-        """Logits of the folded colour of the first pixel, given that a window follows."""
-        return self.logits(params, caches, window.slot)[:, self.config.vocab_size :]
-
     def colour(self, value_BC: list[Any]) -> jax.Array:
         """Parts → packed colour; without residuals, the middle of its bin."""
         factor = self.config.fold_factor

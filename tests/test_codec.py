@@ -9,13 +9,14 @@ from pixtok.codec import Codec, read_header
 from pixtok.errors import InputError
 
 BY_CHANNEL = dataclasses.replace(SMALL, fold_factor=1)
+ONE_LEVEL = dataclasses.replace(SMALL, fold_factor=256)
 
 
 def codec(config, scale=1.5) -> Codec:
     return Codec(config, variables(config, scale)["params"])
 
 
-@pytest.mark.parametrize("config", [SMALL, BY_CHANNEL], ids=["residual", "by-channel"])
+@pytest.mark.parametrize("config", [SMALL, BY_CHANNEL, ONE_LEVEL], ids=["residual", "by-channel", "one-level"])
 def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config):
     for height, width in ((7, 8), (1, 1), (1, 13)):
         picture = image(height, width)
@@ -25,7 +26,7 @@ def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config):
         nats = compiled(config)(variables(config, 1.5), rows)
         valid = np.arange(config.window**2) < rows.shape_BM2.prod(-1)[..., None]
         parts = np.where(valid[..., None], nats.pixel_BMWC, 0).astype(np.float64)
-        if config is SMALL:
+        if config is not BY_CHANNEL:
             parts[:, :, 0, :3] = 0  # the unified head gives the first colours
         follows = np.float64(nats.slot_BS)[rows.target_BS >= config.vocab_size].sum()
         bits = (parts.sum() + follows) / np.log(2)
@@ -48,6 +49,9 @@ def test_files_that_are_not_ours_or_are_damaged_are_refused():
     words = bytes(header["words"][:4]) + bytes(byte ^ 255 for byte in header["words"][4:])
     with pytest.raises(InputError, match="damaged"):
         codec(SMALL).decompress(msgpack.packb(header | {"words": words}))
+    for words in (b"\xff" * 64, header["words"] + bytes(400)):
+        with pytest.raises(InputError, match="damaged"):
+            codec(SMALL).decompress(msgpack.packb(header | {"words": words}))
     for change in ({"height": 0}, {"width": 1 << 40}, {"words": b"123"}, {"crc": None}):
         with pytest.raises(InputError, match="damaged"):
             codec(SMALL).decompress(msgpack.packb(header | change))

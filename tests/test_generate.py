@@ -129,6 +129,14 @@ def test_draws_stay_within_top_k_and_top_p(knobs, seen):
     assert set(np.unique(drawn).tolist()) == seen
 
 
+def test_equal_outcomes_count_one_by_one():
+    equal = jnp.zeros((2000, 10))
+    assert len(np.unique(draw(jax.random.key(0), equal, _Knobs(1.0, 2, 1.0)))) == 2
+    assert len(np.unique(draw(jax.random.key(0), equal, _Knobs(1.0, 0, 0.3)))) == 3
+    near = jnp.broadcast_to(jnp.array([1 - 3e-7, 1.0, 0.0]), (2000, 3))
+    assert np.unique(draw(jax.random.key(0), near, _Knobs(0.0, 0, 1.0))).tolist() == [1]
+
+
 def test_a_model_of_first_pixels_cannot_draw():
     config = dataclasses.replace(SMALL, objective="reference")
     with pytest.raises(InputError, match=r"train one with --model.objective full"):

@@ -42,12 +42,12 @@ def global_conditional_attention(
     Work for each head: M·W·(W/2 + P + S̄) score pairs, S̄ the mean length of a span, instead of (M·W)²/2.
 
     `halo_count_BM`: None means all P.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has
-    the dtype of `q`.  `implementation`: None picks the fastest for the platform.  Differentiable in everything but
+    the dtype of `q`.  `implementation`: None picks the fastest known.  Differentiable in everything but
     spans and counts.  Raises ValueError when shapes or dtypes do not fit each other, or for an unknown name.
     """
     shapes.check(q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM)
     if implementation is None:
-        implementation = "reference" if jax.default_backend() == "cpu" else "library"
+        implementation = "reference"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {implementation}")
     return IMPLEMENTATIONS[implementation](

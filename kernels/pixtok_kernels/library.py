@@ -12,7 +12,6 @@ class _Keys(NamedTuple):
 
     causal: bool
     scale: float
-    implementation: str | None
 
 
 def _call(keys: _Keys, q: jax.Array, k: jax.Array, v: jax.Array, see: dict[str, Any], residual: bool = False) -> Any:
@@ -23,7 +22,7 @@ def _call(keys: _Keys, q: jax.Array, k: jax.Array, v: jax.Array, see: dict[str, 
         v,
         is_causal=keys.causal,
         scale=keys.scale,
-        implementation=keys.implementation,
+        implementation="xla",
         return_residual=residual,
         **see,
     )
@@ -74,21 +73,21 @@ def global_conditional_attention(
     halo_count_BM: jax.Array | None,
     scale: float,
 ) -> jax.Array:
-    """See `pixtok_kernels.api`.  cuDNN's calls on a GPU in half precision, else XLA's in float32."""
+    """See `pixtok_kernels.api`.  XLA's calls, in float32.
+
+    cuDNN's are not used: through `jax.nn` their log-sum-exp comes back rounded to the dtype of q, by which parts are
+    then weighed wrongly (2⁻⁹ of it in bfloat16), and their gradients want an even number of slots.
+    """
     B, M, W, _, D = q_BMWHD.shape
     halo, S = k_BMPWKD.shape[2] - W, slot_k_BSKD.shape[1]
-    dtype = q_BMWHD.dtype
-    fused = jax.default_backend() == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and slot_bias_BS is None
-    # XLA's call rounds the log-sum-exp to the dtype of the keys.
-    wide = dtype if fused else jnp.float32
+    dtype, wide = q_BMWHD.dtype, jnp.float32
     q, k, v, slot_k, slot_v = (a.astype(wide) for a in (q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD))
-    implementation = "cudnn" if fused else "xla"
 
     def by_window(array: jax.Array) -> jax.Array:
         return rearrange(array, "B M W H D -> (B M) W H D")
 
     q_NWHD, k_NPWKD, v_NPWKD = by_window(q), by_window(k), by_window(v)
-    keys = _Keys(False, scale, implementation)
+    keys = _Keys(False, scale)
     parts = [_attend(keys._replace(causal=True), q_NWHD, k_NPWKD[:, halo:], v_NPWKD[:, halo:], {})]
     if halo:
         count_BM = jnp.full((B, M), halo, jnp.int32) if halo_count_BM is None else halo_count_BM
