@@ -29,7 +29,7 @@ def config() -> Experiment:
         encoder=Stream(width=48, layers=2, heads=2, kv_heads=1),
         trunk=Stream(width=96, layers=2, heads=3, kv_heads=1),
         decoder=Stream(width=48, layers=2, heads=2, kv_heads=1),
-        fold_factor=16,
+        fold_factor=1,
         window=8,
         halo=1,
     )

@@ -116,9 +116,8 @@ class Stepper:
         net = self._net(params)
         h_BE, encoder = net.encoder.step(colour_B, caches.encoder, window.shape_B12, pixel)
         index = window.number * self.config.window**2 + pixel
-        state_BE, decoder = net.decoder.step(
-            h_BE, colour_B, window.first_BE, caches.decoder, window.around, pixel, index
-        )
+        own_BE = net.chain.embed(self.values(colour_B))
+        state_BE, decoder = net.decoder.step(h_BE, own_BE, window.first_BE, caches.decoder, window.around, pixel, index)
         return caches._replace(encoder=encoder, decoder=decoder), h_BE, state_BE
 
     def end(self, params: Any, caches: Caches, window: Window, last_BE: jax.Array) -> Caches:

@@ -12,7 +12,6 @@ from pixtok.config import Model
 from pixtok.document import Rows
 from pixtok.model.attention import ConditionalAttention, Context, PixelCache, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
-from pixtok.model.embed import ResidualEmbed
 from pixtok.model.halo import around
 from pixtok.model.param import linear, matrix, param
 
@@ -20,8 +19,8 @@ from pixtok.model.param import linear, matrix, param
 class PixelDecoder(nn.Module):
     """Blocks of global conditional attention over the pixels of a window, its halo and the trunk's states.
 
-    The input at pixel i is the encoder's state h_{m,i}, the residual of the pixel, and the trunk's state before the
-    window, y_{s_m − 1}; each of the former is normalised and projected.
+    The input at pixel i is the encoder's state h_{m,i}, normalised and projected, the pixel itself, residuals
+    included, and the trunk's state before the window, y_{s_m − 1}, projected.
     """
 
     config: Model
@@ -31,13 +30,11 @@ class PixelDecoder(nn.Module):
     def setup(self) -> None:
         config, stream = self.config, self.config.decoder
         encoder, trunk, E = config.encoder.width, config.trunk.width, stream.width
-        self.before = param(self, "before", (trunk, E), ("embed", "pixel_embed"), matrix(trunk))
+        self.before = param(self, "before", (trunk, E), ("embed", "pixel_embed"), matrix(trunk, scale=0.1))
         if config.objective == "reference":
             return
         self.input_norm, self.norm = RMSNorm(self.dtype), RMSNorm(self.dtype)
-        self.input = param(self, "input", (encoder, E), ("pixel_input", "pixel_embed"), matrix(encoder))
-        if config.residual and config.fold_factor > 1:
-            self.residual = ResidualEmbed(config.fold_factor, E, self.dtype)
+        self.input = param(self, "input", (encoder, E), ("pixel_input", "pixel_embed"), matrix(encoder, scale=0.1))
         if stream.layers:
             attention = functools.partial(ConditionalAttention, summaries=config.summaries)
             self.stack = Stack(stream, self.dtype, self.remat, attention)
@@ -52,18 +49,18 @@ class PixelDecoder(nn.Module):
         """The trunk's states in the decoder's width."""
         return linear(y_BSE, self.slots) if self.config.summaries and self.config.decoder.layers else y_BSE[..., :0]
 
-    def _input(self, h_E: jax.Array, colour: jax.Array, first_E: jax.Array) -> jax.Array:
-        x_E = linear(self.input_norm(h_E), self.input) + first_E
-        if self.config.residual and self.config.fold_factor > 1:
-            x_E += self.residual(colour)
-        return x_E
+    def _input(self, h_E: jax.Array, own_E: jax.Array, first_E: jax.Array) -> jax.Array:
+        return linear(self.input_norm(h_E), self.input) + own_E + first_E
 
-    def __call__(self, rows: Rows, h_BMWE: jax.Array, y_BSE: jax.Array, first_BME: jax.Array) -> jax.Array:
-        """→ states (B, M, W, E): number i predicts pixel i, and has seen those before it."""
+    def __call__(
+        self, rows: Rows, h_BMWE: jax.Array, own_BMWE: jax.Array, y_BSE: jax.Array, first_BME: jax.Array
+    ) -> jax.Array:
+        """→ states (B, M, W, E): number i predicts pixel i, and has seen those before it.
+
+        `own_BMWE` embeds the parts of each pixel.
+        """
         first_BM1E = first_BME[:, :, None]
-        x_BMWE = self._input(
-            h_BMWE, rows.pixel_BMW, jnp.broadcast_to(first_BM1E, (*h_BMWE.shape[:3], first_BME.shape[2]))
-        )
+        x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BM1E, own_BMWE.shape))
         if self.config.decoder.layers:
             x_BMWE = self.stack(x_BMWE, context(self.config, rows, self.slot_states(y_BSE)))
         return jnp.concatenate([first_BM1E, self.norm(x_BMWE[:, :, :-1])], axis=2)
@@ -77,7 +74,7 @@ class PixelDecoder(nn.Module):
     def step(
         self,
         h_BE: jax.Array,
-        colour_B: jax.Array,
+        own_BE: jax.Array,
         first_BE: jax.Array,
         cache: PixelCache,
         window: Context,
@@ -85,7 +82,7 @@ class PixelDecoder(nn.Module):
         index: jax.Array,
     ) -> tuple[jax.Array, PixelCache]:
         """One pixel of one window → the state that predicts the next."""
-        x_BE = self._input(h_BE, colour_B, first_BE)
+        x_BE = self._input(h_BE, own_BE, first_BE)
         if self.config.decoder.layers:
             x_B1E, cache = self.stack.each("step", x_BE[:, None], cache, window, pixel, index)
             x_BE = x_B1E[:, 0]

@@ -45,19 +45,6 @@ class PixelEmbed(nn.Module):
         return table_CE[fold.ids(colour, factor)].astype(self.dtype)  # in this order, gradients add up in float32
 
 
-class ResidualEmbed(nn.Module):
-    """Packed colours → vectors of width E: the sum, over channels, of a table of what folding leaves out."""
-
-    fold_factor: int
-    width: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, colour: jax.Array) -> jax.Array:
-        residual = fold.split(colour, self.fold_factor)[1]
-        return _by_channel(self, residual, self.fold_factor, self.width, self.dtype)
-
-
 def _by_channel(module: nn.Module, value_3: jax.Array, size: int, width: int, dtype: jnp.dtype) -> jax.Array:
     """Values (…, 3) of three channels → the sum of their rows in one table of 3·size."""
     table_CE = param(module, "table", (3 * size, width), ("colour", "pixel_embed"), embedding())

@@ -9,7 +9,7 @@ from pixtok import fold
 from pixtok.config import Model
 from pixtok.document import NO_TARGET
 from pixtok.model.chunk import chunked
-from pixtok.model.param import embedding, linear, matrix, param
+from pixtok.model.param import embedding, linear, matrix, neighbours, param
 
 
 class UnifiedHead(nn.Module):
@@ -43,7 +43,9 @@ class UnifiedHead(nn.Module):
 class Chain(nn.Module):
     """p(v_1) p(v_2 | v_1) … of the C parts of one pixel, of `sizes` values each, given its state.
 
-    The state, to which the embeddings of parts already known are added, goes through one hidden layer for each part.
+    The state, to which the embeddings of parts already known are added, goes through one residual layer for each part
+    and is compared with the rows of a table of its values.  The same rows tell the decoder what the pixel before was
+    (`embed`), so that to repeat it, or nearly, is the first thing that a model knows.
     """
 
     width: int
@@ -53,23 +55,27 @@ class Chain(nn.Module):
     def setup(self) -> None:
         E = self.width
 
-        def make(name: str, index: int, *declared) -> jax.Array:
-            return param(self, f"{name}_{index}", *declared)
+        def make(name: str, sizes: tuple[tuple[int, int], ...], axes: tuple[str, str], init) -> list[jax.Array]:
+            return [param(self, f"{name}_{part}", shape, axes, init) for part, shape in enumerate(sizes)]
 
-        numbers = range(len(self.sizes))
-        self.hidden = [make("hidden", c, (E, 2 * E), ("pixel_embed", "mlp"), matrix(E)) for c in numbers]
-        # As for the unified head: the first loss is the logarithm of the size.
-        out = nn.initializers.normal(stddev=1 / E)
-        self.out = [make("out", c, (2 * E, size), ("mlp", "level"), out) for c, size in enumerate(self.sizes)]
-        self.known = [
-            make("table", c, (size, E), ("level", "pixel_embed"), embedding())
-            for c, size in enumerate(self.sizes[:-1])  # nothing depends on the last
-        ]
+        count, tables = len(self.sizes), tuple((size, E) for size in self.sizes)
+        self.up = make("up", ((E, 2 * E),) * count, ("pixel_embed", "mlp"), matrix(E))
+        self.down = make("down", ((2 * E, E),) * count, ("mlp", "pixel_embed"), matrix(2 * E, scale=0.1))
+        self.value = make("table", tables, ("level", "pixel_embed"), neighbours())
+        # Nothing depends on the last part.
+        self.known = make("table_known", tables[:-1], ("level", "pixel_embed"), embedding())
+
+    def embed(self, value_C: jax.Array) -> jax.Array:
+        """Parts (…, C) of known pixels → the sum of their rows, (…, E)."""
+        rows = (table[value_C[..., part]] for part, table in enumerate(self.value))
+        return sum(rows, jnp.zeros((), jnp.float32)).astype(self.dtype)  # in this order, gradients add up in float32
 
     def logits(self, part: int, state_E: jax.Array) -> jax.Array:
         """Float32 logits (…, sizes[part]) of one part, from the state that knows the parts before."""
-        hidden = nn.silu(linear(state_E, self.hidden[part]))
-        return linear(hidden, self.out[part], preferred_element_type=jnp.float32)
+        state_E = state_E + linear(nn.silu(linear(state_E, self.up[part])), self.down[part])
+        # Twice: so that before all training the value before counts for 2 or 3 nats.
+        scale = 2 * self.width**-0.5
+        return scale * linear(state_E, self.value[part].T, preferred_element_type=jnp.float32)
 
     def tell(self, part: int, state_E: jax.Array, value: jax.Array) -> jax.Array:
         """The state, knowing one more part; the last tells nobody."""

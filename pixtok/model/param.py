@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jax.nn import initializers
 
@@ -17,6 +18,21 @@ def matrix(fan_in: int, scale: float = 1.0) -> initializers.Initializer:
 def embedding() -> initializers.Initializer:
     """Normal of standard deviation 0.1."""
     return initializers.normal(stddev=0.1)
+
+
+def neighbours(alike: float = 8.0, deviation: float = 0.5) -> initializers.Initializer:
+    """Rows of a table of ordered values, of which neighbours are alike.
+
+    Each column is a stationary Gaussian process over the values, with correlation exp(−|v − v'| / (size / alike)).
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        value = np.arange(shape[0])
+        correlation = np.exp(-np.abs(value[:, None] - value[None]) * alike / shape[0])
+        root = jnp.asarray(deviation * np.linalg.cholesky(correlation), dtype)
+        return root @ jax.random.normal(key, tuple(shape), dtype)
+
+    return init
 
 
 def param(

@@ -158,7 +158,7 @@ def test_bfloat16_stays_close():
         states = compiled(SMALL, "states", dtype="bfloat16")(variables(SMALL), rows)
     assert {leaf.dtype for leaf in low} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in states} == {jnp.dtype("bfloat16")}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01), low, exact)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=0.03), low, exact)
 
 
 def test_gradients_of_a_common_colour_add_up_in_float32():
