@@ -3,7 +3,7 @@
 pixtok data build glyphs datasets/glyphs
 pixtok train experiments/demo.py
 
-A minute and a half on 2 cores. Measured 2026-11-24: validation loss 6.648 -> 4.424 (words 2.063, first pixels 4.873).
+Under three minutes on 2 cores. Measured 2026-11-24: validation bits/dim 4.803 -> 3.135, words 6.666 -> 1.990 nats.
 """
 
 from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train

@@ -3,9 +3,7 @@
 pixtok data build photos.tar datasets/photos --image_size 64
 pixtok train experiments/photos.py --data.path datasets/photos --run_dir runs/photos
 
-Two minutes on 2 cores. Measured 2026-11-24:
-45,000 CIFAR-10 photos (JPEG, 32²): validation loss 6.643 -> 2.108 (words 0.287, first pixels 3.081).
-28 web photos with captions (64²): training loss 5.691 (step 10) -> 1.238; two held-out ones 6.654 -> 4.047 -> 4.390.
+Under the full objective: not measured yet.
 """
 
 from pixtok.config import PRESETS, Checkpoint, Data, Experiment, Train
