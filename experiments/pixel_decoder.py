@@ -4,8 +4,9 @@ pixtok data build CIFAR_FOLDER datasets/cifar10        # a folder of 32² JPEG f
 python experiments/pixel_decoder.py                    # all runs that are not finished yet, then the table
 python experiments/pixel_decoder.py speed              # pixels/s of both, taking turns in one process
 
-Every variant sees the same number of steps and images, with three seeds. `causal` is the same model with one window for
-the whole image: encoder and decoder then attend to all earlier pixels.
+Bits/dim with 95 % intervals, and pixels/s of training, go to results/pixel_decoder.md. Every variant sees the same
+number of steps and images, with three seeds. `causal` is the same model with one window for the whole image: encoder
+and decoder then attend to all earlier pixels.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 
@@ -87,27 +89,42 @@ def run_all() -> None:
 
 
 def table() -> None:
-    """Print and keep bits/dim: mean and 95 % interval over seeds, and of the difference to `conditional`, paired."""
+    """Keep and print bits/dim: mean and 95 % interval over seeds, and of the difference to `conditional`, paired."""
     from scipy.stats import t
 
-    def interval(values: list[float]) -> tuple[float, float]:
-        if len(values) < 2:
-            return values[0], float("nan")
-        half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-        return statistics.mean(values), float(half)
+    def interval(values: list[float]) -> dict[str, float | None]:
+        count = len(values)
+        half = t.ppf(0.975, count - 1) * statistics.stdev(values) / count**0.5 if count > 1 else None
+        return {"mean": statistics.mean(values), "half_width": half}
 
     rows = []
     for variant in VARIANTS:
-        scores = [score(run_dir(variant, seed)) for seed in range(SEEDS)]
-        base = [score(run_dir("conditional", seed)) for seed in range(SEEDS)]
-        known = [(a, b) for a, b in zip(scores, base, strict=True) if a is not None and b is not None]
+        both = [(score(run_dir(variant, seed)), score(run_dir("conditional", seed))) for seed in range(SEEDS)]
+        known = [(own, base) for own, base in both if own is not None and base is not None]
         if known:
             own, gap = interval([a for a, _ in known]), interval([a - b for a, b in known])
             rows.append({"variant": variant, "seeds": len(known), "bpd_8bit": own, "difference": gap})
-            print(f"{variant:14} {own[0]:.3f} ± {own[1]:.3f}   {gap[0]:+.3f} ± {gap[1]:.3f}   {len(known)} seeds")
+    keep({"steps": STEPS, "rows": rows})
+
+
+def keep(new: dict[str, Any]) -> None:
+    """Add to the results; write and print them as a table."""
+    results = (json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}) | new
+
+    def cell(interval: dict[str, float | None], sign: str = "") -> str:
+        half = interval["half_width"]
+        return f"{interval['mean']:{sign}.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+    lines = ["| variant | bits/dim | difference to conditional | seeds | pixels/s |", "|---|---|---|---|---|"]
+    for row in results.get("rows", []):
+        pixels = results.get("pixels_per_s", {}).get(row["variant"])
+        gap = "" if row["variant"] == "conditional" else cell(row["difference"], "+")
+        cells = [row["variant"], cell(row["bpd_8bit"]), gap, str(row["seeds"])]
+        lines.append(f"| {' | '.join([*cells, f'{pixels:,.0f}' if pixels else ''])} |")
     RESULTS.parent.mkdir(exist_ok=True)
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps(kept | {"steps": STEPS, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 def speed(steps: int = 7) -> None:
@@ -139,9 +156,8 @@ def speed(steps: int = 7) -> None:
             if step:  # the first compiles
                 seconds.append(time.perf_counter() - begin)
     pixels = {name: 8 * 32 * 32 / statistics.median(lane[3]) for name, lane in lanes.items()}
-    print({name: round(value) for name, value in pixels.items()}, f"{pixels['conditional'] / pixels['causal']:.2f} ×")
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps(kept | {"pixels_per_s": pixels}, indent=1) + "\n")
+    print(f"conditional is {pixels['conditional'] / pixels['causal']:.2f} times as fast as causal")
+    keep({"pixels_per_s": pixels})
 
 
 if __name__ == "__main__":
