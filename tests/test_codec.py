@@ -16,14 +16,18 @@ def codec(config, scale=1.5) -> Codec:
     return Codec(config, variables(config, scale)["params"])
 
 
-@pytest.mark.parametrize("config", [SMALL, BY_CHANNEL, ONE_LEVEL], ids=["residual", "by-channel", "one-level"])
-def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config):
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [(SMALL, 1.5), (BY_CHANNEL, 1.5), (ONE_LEVEL, 1.5), (BY_CHANNEL, 2.0)],
+    ids=["residual", "by-channel", "one-level", "overconfident"],
+)
+def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, scale):
     for height, width in ((7, 8), (1, 1), (1, 13)):
         picture = image(height, width)
-        content = codec(config).compress(picture)
-        np.testing.assert_array_equal(codec(config).decompress(content), picture)
+        content = codec(config, scale).compress(picture)
+        np.testing.assert_array_equal(codec(config, scale).decompress(content), picture)
         rows = batch((picture,), config=config, slots=16, windows=9)
-        nats = compiled(config)(variables(config, 1.5), rows)
+        nats = compiled(config)(variables(config, scale), rows)
         valid = np.arange(config.window**2) < rows.shape_BM2.prod(-1)[..., None]
         parts = np.where(valid[..., None], nats.pixel_BMWC, 0).astype(np.float64)
         if config is not BY_CHANNEL:
