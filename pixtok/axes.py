@@ -6,7 +6,9 @@
 | S | slots of the unified sequence of one row: a slot holds a word or a whole window |
 | M | window slots of one row |
 | W | pixels of one window |
-| U | outcomes of the unified head: V words, then L³ folded colours |
+| T | what predicts them: what stands before the first, and they themselves, 1 + W |
+| P | pixels of a halo around a window |
+| U | outcomes of the unified head: V words, then a window (UPW: L³ folded colours) |
 | H, K, D | query heads, key/value heads, width of a head |
 | F, L | fold factor, levels per channel: L = 256 / F |
 | V | size of the word vocabulary, special tokens included |

@@ -12,14 +12,14 @@ import numpy as np
 from jax import numpy as jnp
 from PIL import Image
 
-from pixtok import document, fold
+from pixtok import document
 from pixtok.config import PRESETS, Data, Model
 from pixtok.data import packing
 from pixtok.data.build import Settings, build
 from pixtok.data.index import Dataset
 from pixtok.data.pipeline import Loader
 from pixtok.document import Rows
-from pixtok.model.decoder import parts
+from pixtok.model.heads import outcomes, parts
 from pixtok.model.model import Nats, UnifiedModel
 
 
@@ -104,7 +104,7 @@ def memory(factors: tuple[int, ...] = (1, 4, 8, 16, 32), windows: int = 256) -> 
             analysis: Any = compiled.memory_analysis()
             needed[function.__name__] = analysis.temp_size_in_bytes / 2**20
         pixels = windows * model.window**2
-        logits = 4 * (pixels * sum(parts(model)) + slots * (model.vocab_size + fold.outcomes(factor))) / 2**20
+        logits = 4 * (pixels * sum(parts(model)) + slots * outcomes(model)) / 2**20
         more = needed["likelihood"] / needed["states"] - 1
         out.append({"fold_factor": factor, **needed, "more_%": 100 * more, "logits": logits})
     return out

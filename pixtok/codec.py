@@ -42,8 +42,8 @@ class _Coder(Protocol):
 def _in_two(code: _Coder) -> _Coder:
     """Code an outcome as its group of about √U, and then its place there.
 
-    The coder's probabilities are multiples of 2⁻²⁴, and models do give less to what then happens: this way it
-    costs what they say down to 2⁻⁴⁸.
+    The coder's probabilities are multiples of 2⁻²⁴, and models do give less to what then happens.  This way only
+    an outcome whose whole group has less costs less than the model says.
     """
 
     def both(probability_U: np.ndarray, symbol: int | None) -> int:
@@ -166,22 +166,17 @@ class Codec:
             task = bar.add_task("", total=height * width, note="pixels")
             for number, shape in enumerate(slots.shape_M2):
                 caches, window = begin(caches, jnp.int32(number))
-                state_BE, last_BE = window.first_BE, None
-                target = None if decoding else int(slots.target_S[slots.window_slot_M[number] - 1])
+                state_BE, last_BE = window.state_BE, None
                 # That a window follows is known, but it is part of the likelihood, which is what is to be shown.
-                outcome = code(np.asarray(head(caches, window.slot)), target) - model.vocab_size
-                if outcome < 0:
+                follows = model.vocab_size
+                if code(np.asarray(head(caches, window.slot)), None if decoding else follows) != follows:
                     raise InputError(_DAMAGED)
                 for i in range(int(shape.prod())):
                     colour_1 = pixel_MW[number, i : i + 1]
                     known = [None] * 6 if decoding else np.asarray(stepper.values(colour_1))[0].tolist()
                     value: list[int] = []
-                    if i == 0 and stepper.head_tells_colour:
-                        level = stepper.parts[0]
-                        value = [outcome % level, outcome // level % level, outcome // level**2]
                     for p in range(len(stepper.parts)):
-                        if p >= len(value):
-                            value.append(code(np.asarray(part(p, state_BE)), known[p]))
+                        value.append(code(np.asarray(part(p, state_BE)), known[p]))
                         state_BE = tell(p, state_BE, np.array([value[p]], np.int32))
                     colour_1[:] = stepper.colour([np.array([v], np.int32) for v in value])
                     caches, last_BE, state_BE = pixel(caches, window, jnp.int32(i), jnp.asarray(colour_1))

@@ -2,8 +2,7 @@
 
 One document becomes `<s> text <|image|> w_1 … w_M <|/image|> text </s>`: a slot for each word and for each
 window of pixels.  Its label identities: the target of slot s is what slot s + 1 holds, a word id for a word
-and V + the folded id of its first pixel for a window (V alone where folded colours are too many for one head);
-the last slot has none.
+and V + the folded id of its first pixel for a window; the last slot has none.
 """
 
 import re
@@ -76,7 +75,7 @@ def tokenize(document: Document, vocabulary: Vocabulary, *, vocab_size: int, fol
         assert isinstance(part, np.ndarray), "tokenize takes decoded images"
         pixel_MW = windows.split(fold.pack(part), side, fill=fold.PADDING)
         count = len(pixel_MW)
-        first_M = np.zeros(count, np.int32) if fold.by_channel(fold_factor) else fold.ids(pixel_MW[:, 0], fold_factor)
+        first_M = fold.ids(pixel_MW[:, 0], fold_factor)
         window_slot += range(len(words) + 1, len(words) + 1 + count)
         pixels.append(pixel_MW)
         places.append(windows.geometry(part.shape[0], part.shape[1], side))

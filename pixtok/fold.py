@@ -34,11 +34,6 @@ def by_channel(factor: int) -> bool:
     return colours(factor) > MAX_COLOURS
 
 
-def outcomes(factor: int) -> int:
-    """What the unified head tells apart of a window that follows: its first folded colour, or only that it follows."""
-    return 1 if by_channel(factor) else colours(factor)
-
-
 def pack(rgb: UInt8[np.ndarray, "*shape 3"]) -> Int32[np.ndarray, "*shape"]:
     """8-bit colours as one integer each, r + 2⁸·g + 2¹⁶·b.  Raises ValueError on anything else."""
     if rgb.dtype != np.uint8 or rgb.shape[-1:] != (3,):

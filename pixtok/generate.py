@@ -154,12 +154,11 @@ class _Session:
 def _window(stepper: Stepper):
     """The compiled step: all pixels of one window, those known forced to be what they are."""
 
-    def pixel(params: Any, key: jax.Array, state_BE: jax.Array, level: list[jax.Array], knobs: _Knobs) -> jax.Array:
-        """One colour; `level` may hold the folded colour already."""
-        value = list(level)
+    def pixel(params: Any, key: jax.Array, state_BE: jax.Array, knobs: _Knobs) -> jax.Array:
+        """One colour."""
+        value = []
         for part in range(len(stepper.parts)):
-            if part >= len(level):
-                value.append(draw(jax.random.fold_in(key, part), stepper.part_logits(params, part, state_BE), knobs))
+            value.append(draw(jax.random.fold_in(key, part), stepper.part_logits(params, part, state_BE), knobs))
             state_BE = stepper.tell(params, part, state_BE, value[part])
         return stepper.colour(value)
 
@@ -173,14 +172,7 @@ def _window(stepper: Stepper):
         key: jax.Array,
     ) -> tuple[Caches, jax.Array]:
         caches, here = stepper.begin(params, caches, number)
-        level = []
-        if stepper.head_tells_colour:
-            key, own = jax.random.split(key)
-            # A window does follow: words are no outcomes here.
-            ids_B = draw(own, stepper.logits(params, caches, here.slot)[:, stepper.config.vocab_size :], knobs)
-            size = stepper.parts[0]
-            level = [ids_B % size, ids_B // size % size, ids_B // size**2]
-        first_B = pixel(params, jax.random.fold_in(key, 0), here.first_BE, level, knobs)
+        first_B = pixel(params, jax.random.fold_in(key, 0), here.state_BE, knobs)
         first_B = jnp.where(known_W[0], given_BW[:, 0], first_B)
         drawn_BW = given_BW.at[:, 0].set(first_B)
         last_BE = jnp.zeros((given_BW.shape[0], stepper.config.encoder.width))
@@ -190,7 +182,7 @@ def _window(stepper: Stepper):
             colour_B = jax.lax.dynamic_index_in_dim(drawn_BW, i, axis=1, keepdims=False)
             caches, last_BE, state_BE = stepper.pixel(params, caches, here, i, colour_B)
             after = jnp.minimum(i + 1, drawn_BW.shape[1] - 1)
-            next_B = pixel(params, jax.random.fold_in(key, i + 1), state_BE, [], knobs)
+            next_B = pixel(params, jax.random.fold_in(key, i + 1), state_BE, knobs)
             keep = known_W[after] | (i + 1 >= here.pixels)
             drawn_BW = drawn_BW.at[:, after].set(jnp.where(keep, drawn_BW[:, after], next_B))
             return caches, drawn_BW, last_BE

@@ -1,11 +1,11 @@
 """The likelihood of words and pixels, as sums that are kept apart by modality until the end.
 
-    −log p(document) = Σ_slots −log p(u_{s+1} | u_≤s) + Σ_windows Σ_{i≥2} −log p(x_{m,i} | …) + residual terms
+    −log p(document) = Σ_slots −log p(word or window | before) + Σ_windows Σ_i −log p(x_{m,i} | …) + residual terms
 
-The unified head says that a window follows and gives the folded colour of its first pixel, the pixel decoder gives
-the rest.  It sums to one over all documents, in which any slot may hold any word or a window.  The height and width
-of an image are given, and yet the model pays for saying that each window follows; who knows them may spend less.
-UPW's objective is the first sum alone.
+The unified head says whether a window follows, the pixel decoder gives its pixels.  It sums to one over all
+documents, in which any slot may hold any word or a window.  The height and width of an image are given, and yet the
+model pays for saying that each window follows; who knows them may spend less.  UPW's objective is the first sum and
+the folded colours of first pixels, which its head gives at once: −log p(u_{s+1} | u_≤s).
 """
 
 import math
@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from pixtok import fold
 from pixtok.config import Model
 from pixtok.document import NO_TARGET, Rows
+from pixtok.model.heads import parts
 from pixtok.model.model import Nats
 
 
@@ -54,7 +54,7 @@ def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
     target_BS = rows.target_BS
     is_word_BS = (target_BS != NO_TARGET) & (target_BS < model.vocab_size)
     is_window_BS = target_BS >= model.vocab_size
-    full, level_first = model.objective == "full", fold.by_channel(model.fold_factor)
+    full = model.objective == "full"
 
     pixel_1W = jnp.arange(nats.pixel_BMWC.shape[2])[None, None]
     valid_BMW = pixel_1W < rows.shape_BM2.prod(-1)[:, :, None]
@@ -68,7 +68,7 @@ def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
         return jax.vmap(lambda z_S, slot_M, x_M: z_S.at[slot_M].add(x_M))(zeros_BS, before_BM, window_BM)
 
     first_BS = jnp.where(is_window_BS, nats.slot_BS, 0)
-    if level_first:
+    if parts(model):
         first_BS += put(fold_BMW[:, :, 0])
     count_BM = rows.shape_BM2.prod(-1) if full else jnp.zeros(rows.shape_BM2.shape[:2], jnp.int32)
     return Sums(

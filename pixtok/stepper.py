@@ -14,8 +14,9 @@ from pixtok import fold
 from pixtok.config import Model, Stream
 from pixtok.document import Rows
 from pixtok.model.attention import Cache, Context, PixelCache
-from pixtok.model.decoder import context, parts
+from pixtok.model.decoder import context
 from pixtok.model.halo import offsets
+from pixtok.model.heads import parts
 from pixtok.model.model import UnifiedModel, values
 
 
@@ -40,6 +41,8 @@ class Window(NamedTuple):
     place_B14: jax.Array
     slot: jax.Array
     first_BE: jax.Array
+    """The trunk's state before it, in the decoder's width."""
+    state_BE: jax.Array
     """The decoder's state for its first pixel."""
     around: Context
 
@@ -104,10 +107,11 @@ class Stepper:
         slot = one(rows.window_slot_BM)[0, 0]
         y_BE = jax.lax.dynamic_index_in_dim(caches.y_BSE, slot - 1, axis=1, keepdims=False)
         shape_B12 = one(rows.shape_BM2)
-        window = Window(
-            number, shape_B12[0, 0].prod(), shape_B12, one(rows.place_BM4), slot, net.decoder.first(y_BE), around
-        )
-        return caches._replace(decoder=net.decoder.begin(caches.decoder, around)), window
+        first_BE = net.decoder.first(y_BE)
+        state_BE, decoder = net.decoder.begin(first_BE, caches.decoder, around)
+        pixels = shape_B12[0, 0].prod()
+        window = Window(number, pixels, shape_B12, one(rows.place_BM4), slot, first_BE, state_BE, around)
+        return caches._replace(decoder=decoder), window
 
     def pixel(
         self, params: Any, caches: Caches, window: Window, pixel: jax.Array, colour_B: jax.Array
@@ -132,11 +136,6 @@ class Stepper:
     def tell(self, params: Any, part: int, state_BE: jax.Array, value_B: jax.Array) -> jax.Array:
         """The state, told one more part."""
         return self._net(params).chain.tell(part, state_BE, value_B)
-
-    @property
-    def head_tells_colour(self) -> bool:
-        """Whether the unified head gives the folded colour of a first pixel."""
-        return not fold.by_channel(self.config.fold_factor)
 
     def colour(self, value_BC: list[Any]) -> jax.Array:
         """Parts → packed colour; without residuals, the middle of its bin."""

@@ -6,7 +6,7 @@ import pytest
 from jax import numpy as jnp
 from models import SMALL, batch, compiled, image, variables
 
-from pixtok import fold, windows
+from pixtok import windows
 from pixtok.errors import InputError
 from pixtok.generate import Draw, Generator, _Knobs, draw
 from pixtok.model.model import UnifiedModel
@@ -25,7 +25,7 @@ def greedy_by_recomputation(config, known, mask, text):
     """One pixel after the other, each from a whole forward pass over what is known so far."""
     states = compiled(config, "states")
     weights = variables(config, 2.0)
-    bound = UnifiedModel(config).bind(weights)
+    chain = UnifiedModel(config).bind(weights).chain
     now = known.copy()
     side = config.window
     height, width = mask.shape
@@ -36,16 +36,10 @@ def greedy_by_recomputation(config, known, mask, text):
             if not mask[y, x]:
                 continue
             rows = batch((text, now) if text else (now,), config=config, slots=16, windows=9)
-            y_BSE, state_BMWE = states(weights, rows)
-            slot = int(rows.window_slot_BM[0, m])
-            state, value = state_BMWE[:, m, i], []
-            for part, size in enumerate(bound.chain.sizes):
-                if i == 0 and part < 3 and not fold.by_channel(config.fold_factor):
-                    ids = jnp.argmax(bound.head(y_BSE[:, slot - 1])[:, config.vocab_size :], axis=-1)
-                    value.append(ids // size**part % size)
-                else:
-                    value.append(jnp.argmax(bound.chain.logits(part, state), axis=-1))
-                state = bound.chain.tell(part, state, value[-1])
+            state, value = states(weights, rows)[1][:, m, i], []
+            for part in range(len(chain.sizes)):
+                value.append(jnp.argmax(chain.logits(part, state), axis=-1))
+                state = chain.tell(part, state, value[-1])
             value = np.array(value)[:, 0]
             rest = value[3:] if len(value) > 3 else config.fold_factor // 2 * (config.fold_factor > 1)
             now[y, x] = value[:3] * config.fold_factor + rest
@@ -77,9 +71,8 @@ def test_samples_have_the_probabilities_of_the_model():
     rows = [batch((item,), config=config, slots=5, windows=1) for item in every]
     rows = jax.tree.map(lambda *a: np.concatenate(a), *rows)
     nats = compiled(config)(variables(config, 2.0), rows)
-    first = np.exp(-np.float64(nats.slot_BS[:, 1]))
-    expected = first * np.exp(-np.float64(nats.pixel_BMWC[:, 0, 1].sum(-1)))
-    expected /= expected.sum()  # a window follows for sure
+    expected = np.exp(-np.float64(nats.pixel_BMWC[:, 0, :2]).sum((-1, -2)))
+    assert expected.sum() == pytest.approx(1, abs=1e-6)
     chi2 = (((observed - count * expected) ** 2) / (count * expected)).sum()
     assert chi2 < 63 + 5 * np.sqrt(2 * 63), "five standard deviations"
 

@@ -144,8 +144,9 @@ class PixelCache(NamedTuple):
 
 
 class ConditionalAttention(_Projections):
-    """Global conditional attention of the pixels of windows: (B, M, W, E) → (B, M, W, E).
+    """Global conditional attention of the pixels of windows: (B, M, 1 + W, E) → the same.
 
+    The first of a window stands before all its pixels: it sees the halo, slots and itself, and no pixel sees it.
     Keys of slots have projections of their own and are not rotated: a pixel sees them from where it is in its window.
     Without `summaries` there are none.
     """
@@ -165,47 +166,72 @@ class ConditionalAttention(_Projections):
             return Cache(none_B0KD, none_B0KD)
         return Cache(linear(slot_BSE, self.slot_key), linear(slot_BSE, self.slot_value))
 
-    def __call__(self, x_BMWE: jax.Array, context: Context) -> jax.Array:
-        q_BMWHD = rotate(linear(x_BMWE, self.query), context.angle_BMWR)
-        k_BMWKD, v_BMWKD = linear(x_BMWE, self.key), linear(x_BMWE, self.value)
-        halo = context.halo
+    def __call__(self, x_BMTE: jax.Array, context: Context) -> jax.Array:
+        halo, angle_BMWR = context.halo, context.angle_BMWR
+        angle_BMTR = jnp.concatenate([angle_BMWR[:, :, :1], angle_BMWR], axis=2)
+        q_BMTHD = rotate(linear(x_BMTE, self.query), angle_BMTR)
+        k_BMTKD, v_BMTKD = linear(x_BMTE, self.key), linear(x_BMTE, self.value)
         # Keys and values side by side, so that one gather serves both.
-        both_BNKD = rearrange(jnp.concatenate([k_BMWKD, v_BMWKD], axis=-1), "B M W K D -> B (M W) K D")
+        both_BMTKD = jnp.concatenate([k_BMTKD, v_BMTKD], axis=-1)
+        both_BNKD = rearrange(both_BMTKD[:, :, 1:], "B M W K D -> B (M W) K D")
         k_BMPKD, v_BMPKD = jnp.split(_gather(both_BNKD, halo.index_BMP), 2, axis=-1)
-        k_BMPWKD = jnp.concatenate([rotate(k_BMPKD, halo.angle_BMPR), rotate(k_BMWKD, context.angle_BMWR)], axis=2)
-        v_BMPWKD = jnp.concatenate([v_BMPKD, v_BMWKD], axis=2)
+        k_BMPKD, k_BMTKD = rotate(k_BMPKD, halo.angle_BMPR), rotate(k_BMTKD, angle_BMTR)
         slots = self._slots(context.slot_BSE)
-        o_BMWHD = global_conditional_attention(
-            q_BMWHD, k_BMPWKD, v_BMPWKD, *slots, context.span_BM2, halo_count_BM=halo.count_BM
-        )
-        return self._merge(o_BMWHD)
 
-    def begin(self, _: None, cache: PixelCache, context: Context) -> tuple[None, PixelCache]:
-        """Make ready for the first pixel of one window (M = 1), whose context is given."""
+        def attend(own: slice) -> jax.Array:
+            return global_conditional_attention(
+                q_BMTHD[:, :, own],
+                jnp.concatenate([k_BMPKD, k_BMTKD[:, :, own]], axis=2),
+                jnp.concatenate([v_BMPKD, v_BMTKD[:, :, own]], axis=2),
+                *slots,
+                context.span_BM2,
+                halo_count_BM=halo.count_BM,
+            )
+
+        return self._merge(jnp.concatenate([attend(slice(1)), attend(slice(1, None))], axis=2))
+
+    def begin(self, x_B1E: jax.Array, cache: PixelCache, context: Context) -> tuple[jax.Array, PixelCache]:
+        """What stands before the pixels of one window (M = 1); the cache is made ready for them."""
         k_BPKD, v_BPKD = (_gather(a, context.halo.index_BMP)[:, 0] for a in cache.pixel)
         k_BPKD = rotate(k_BPKD, context.halo.angle_BMPR[:, 0])
         near = Cache(_write(cache.near.k_BCKD, k_BPKD, jnp.int32(0)), _write(cache.near.v_BCKD, v_BPKD, jnp.int32(0)))
-        return None, cache._replace(near=near, slot=self._slots(context.slot_BSE))
+        cache = cache._replace(near=near, slot=self._slots(context.slot_BSE))
+        angle_B1R = context.angle_BMWR[:, 0, :1]
+        o_B1E, _ = self._one(x_B1E, linear(x_B1E, self.key), cache, context, angle_B1R, context.halo.count_BM)
+        return o_B1E, cache
 
     def step(
         self, x_B1E: jax.Array, cache: PixelCache, context: Context, pixel: jax.Array, index: jax.Array
     ) -> tuple[jax.Array, PixelCache]:
         """One pixel of one window (M = 1): number `pixel` of the window, `index` of the image."""
         angle_B1R = jax.lax.dynamic_slice_in_dim(context.angle_BMWR[:, 0], pixel, 1, axis=1)
-        q_B1HD = rotate(linear(x_B1E, self.query), angle_B1R)
-        k_B1KD, v_B1KD = linear(x_B1E, self.key), linear(x_B1E, self.value)
-        own = Cache(rotate(k_B1KD, angle_B1R), v_B1KD)
         # Earlier pixels of the window stand where its visible halo ends, so that one count covers both.
         count_B1 = context.halo.count_BM + pixel
+        k_B1KD = linear(x_B1E, self.key)
+        o_B1E, own = self._one(x_B1E, k_B1KD, cache, context, angle_B1R, count_B1)
+        cache = cache._replace(
+            pixel=Cache(_write(cache.pixel.k_BCKD, k_B1KD, index), _write(cache.pixel.v_BCKD, own.v_BCKD, index)),
+            near=Cache(*(_write(into, x, count_B1[0, 0]) for into, x in zip(cache.near, own, strict=True))),
+        )
+        return o_B1E, cache
+
+    def _one(
+        self,
+        x_B1E: jax.Array,
+        k_B1KD: jax.Array,
+        cache: PixelCache,
+        context: Context,
+        angle_B1R: jax.Array,
+        count_B1: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Attention of one query to the first `count_B1` near keys, slots and itself; its own rotated key and value."""
+        q_B1HD = rotate(linear(x_B1E, self.query), angle_B1R)
+        own = Cache(rotate(k_B1KD, angle_B1R), linear(x_B1E, self.value))
         k_B1PWKD, v_B1PWKD = (jnp.concatenate(pair, axis=1)[:, None] for pair in zip(cache.near, own, strict=True))
         o_B11HD = global_conditional_attention(
             q_B1HD[:, None], k_B1PWKD, v_B1PWKD, *cache.slot, context.span_BM2, halo_count_BM=count_B1
         )
-        cache = cache._replace(
-            pixel=Cache(_write(cache.pixel.k_BCKD, k_B1KD, index), _write(cache.pixel.v_BCKD, v_B1KD, index)),
-            near=Cache(*(_write(into, x, count_B1[0, 0]) for into, x in zip(cache.near, own, strict=True))),
-        )
-        return self._merge(o_B11HD[:, 0]), cache
+        return self._merge(o_B11HD[:, 0]), own
 
 
 def _gather(x_BNKD: jax.Array, index_BMP: jax.Array) -> jax.Array:

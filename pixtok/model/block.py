@@ -67,13 +67,16 @@ class Block(nn.Module):
 
     def step(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
         """One more slot, after those in the cache."""
-        out_B1E, cache = self.attend.step(self.attention_norm(x_B1E), cache, *context)
+        return self._cached(self.attend.step, x_B1E, cache, *context)
+
+    def begin(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
+        """What comes before the first of a window, and the cache made ready for it."""
+        return self._cached(self.attend.begin, x_B1E, cache, *context)
+
+    def _cached(self, attend: Callable[..., Any], x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
+        out_B1E, cache = attend(self.attention_norm(x_B1E), cache, *context)
         x_B1E = x_B1E + out_B1E
         return x_B1E + self.mlp(self.mlp_norm(x_B1E)), cache
-
-    def begin(self, x: None, cache: Any, *context: Any) -> tuple[None, Any]:
-        """Make the cache ready for what is about to be generated."""
-        return self.attend.begin(x, cache, *context)
 
 
 class Stack(nn.Module):
@@ -98,12 +101,12 @@ class Stack(nn.Module):
         x_SE, _ = scanned(self.config, self.dtype, self.attention, name="blocks")(x_SE, *context)
         return x_SE
 
-    def each(self, method: Literal["begin", "step"], x: Any, caches: Any, *context: Any) -> tuple[Any, Any]:
+    def each(self, method: Literal["begin", "step"], x_B1E: jax.Array, caches: Any, *context: Any) -> Any:
         """`step` or `begin` of one block after the other; caches have the leading axis `layers`."""
         block = Block(self.config, self.dtype, self.attention, parent=None)
 
-        def body(x: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
+        def body(x_B1E: jax.Array, layer: tuple[Any, Any]) -> Any:
             params, cache = layer
-            return block.apply({"params": params}, x, cache, *context, method=method)  # pyright: ignore[reportReturnType]
+            return block.apply({"params": params}, x_B1E, cache, *context, method=method)
 
-        return jax.lax.scan(body, x, (self.variables["params"]["blocks"], caches))
+        return jax.lax.scan(body, x_B1E, (self.variables["params"]["blocks"], caches))

@@ -1,4 +1,4 @@
-"""The pixel decoder: every pixel of a window after its first."""
+"""The pixel decoder: states that predict the pixels of windows."""
 
 import functools
 from typing import Literal
@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
-from pixtok import fold
 from pixtok.config import Model
 from pixtok.document import Rows
 from pixtok.model.attention import ConditionalAttention, Context, PixelCache, pixel_angles
@@ -19,8 +18,9 @@ from pixtok.model.param import linear, matrix, param
 class PixelDecoder(nn.Module):
     """Blocks of global conditional attention over the pixels of a window, its halo and the trunk's states.
 
-    The input at pixel i is the encoder's state h_{m,i}, normalised and projected, the pixel itself, residuals
-    included, and the trunk's state before the window, y_{s_m − 1}, projected.
+    The input at pixel i, which predicts pixel i + 1, is the encoder's state h_{m,i}, normalised and projected, the
+    pixel itself, residuals included, and the trunk's state before the window, y_{s_m − 1}, projected.  The first
+    pixel is predicted from that projection alone, which sees the halo and the trunk's states as well.
     """
 
     config: Model
@@ -42,7 +42,7 @@ class PixelDecoder(nn.Module):
                 self.slots = param(self, "slots", (trunk, E), ("embed", "pixel_embed"), matrix(trunk))
 
     def first(self, y_E: jax.Array) -> jax.Array:
-        """The trunk's state before a window → the state that predicts its first pixel, (…, E)."""
+        """The trunk's state before a window, in the decoder's width: (…, E)."""
         return linear(y_E, self.before)
 
     def slot_states(self, y_BSE: jax.Array) -> jax.Array:
@@ -61,15 +61,17 @@ class PixelDecoder(nn.Module):
         """
         first_BM1E = first_BME[:, :, None]
         x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BM1E, own_BMWE.shape))
+        x_BMTE = jnp.concatenate([first_BM1E, x_BMWE], axis=2)
         if self.config.decoder.layers:
-            x_BMWE = self.stack(x_BMWE, context(self.config, rows, self.slot_states(y_BSE)))
-        return jnp.concatenate([first_BM1E, self.norm(x_BMWE[:, :, :-1])], axis=2)
+            x_BMTE = self.stack(x_BMTE, context(self.config, rows, self.slot_states(y_BSE)))
+        return self.norm(x_BMTE[:, :, :-1])  # nobody asks what comes after the last pixel
 
-    def begin(self, cache: PixelCache, window: Context) -> PixelCache:
-        """Make ready for the pixels of one window (M = 1)."""
-        if not self.config.decoder.layers:
-            return cache
-        return self.stack.each("begin", None, cache, window)[1]
+    def begin(self, first_BE: jax.Array, cache: PixelCache, window: Context) -> tuple[jax.Array, PixelCache]:
+        """Make ready for the pixels of one window (M = 1) → the state that predicts its first."""
+        if self.config.decoder.layers:
+            first_B1E, cache = self.stack.each("begin", first_BE[:, None], cache, window)
+            first_BE = first_B1E[:, 0]
+        return self.norm(first_BE), cache
 
     def step(
         self,
@@ -102,10 +104,3 @@ def context(config: Model, rows: Rows, slot_BSE: jax.Array) -> Context:
         slot_BSE,
         jnp.where(present_BM1, jnp.stack([slot_BM - position_BM, slot_BM], axis=-1), 0),
     )
-
-
-def parts(config: Model) -> tuple[int, ...]:
-    """Sizes of the parts of a pixel that a chain predicts: levels of three channels, then their residuals."""
-    full, factor = config.objective == "full", config.fold_factor
-    levels = (fold.levels(factor),) * 3 if full or fold.by_channel(factor) else ()
-    return levels + ((factor,) * 3 if full and config.residual and factor > 1 else ())

@@ -12,17 +12,30 @@ from pixtok.model.chunk import chunked
 from pixtok.model.param import embedding, linear, matrix, neighbours, param
 
 
-class UnifiedHead(nn.Module):
-    """y_BSE → float32 logits over U outcomes: V words, then the first folded colour of a window that follows.
+def parts(config: Model) -> tuple[int, ...]:
+    """Sizes of the parts of a pixel that a chain predicts: levels of three channels, then their residuals."""
+    full, factor = config.objective == "full", config.fold_factor
+    levels = (fold.levels(factor),) * 3 if full or fold.by_channel(factor) else ()
+    return levels + ((factor,) * 3 if full and config.residual and factor > 1 else ())
 
-    Where folded colours are too many there is one outcome for all windows, and a `Chain` tells the colour.
+
+def outcomes(config: Model) -> int:
+    """Number U of outcomes of the unified head: words, and a window, by its first colour where no chain tells that."""
+    return config.vocab_size + (1 if parts(config) else fold.colours(config.fold_factor))
+
+
+class UnifiedHead(nn.Module):
+    """y_BSE → float32 logits over U outcomes: V words, then that a window follows.
+
+    UPW's objective has an outcome for each folded colour of that window's first pixel.  Where a `Chain` predicts
+    pixels there is one for all windows, and the first pixel is predicted as all others are.
     """
 
     config: Model
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        E, U = self.config.trunk.width, self.config.vocab_size + fold.outcomes(self.config.fold_factor)
+        E, U = self.config.trunk.width, outcomes(self.config)
         # Standard deviation 1/E: logits of order 1/√E, so that the first loss is ln U.
         self.kernel = param(self, "kernel", (E, U), ("embed", "outcome"), nn.initializers.normal(stddev=1 / E))
 
@@ -31,12 +44,13 @@ class UnifiedHead(nn.Module):
 
     def nats(self, y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
         """−log p of each target, (B, S) in float32, 0 where there is none; never holds much more than y does."""
+        E, U = self.kernel.shape
 
         def some(y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
-            nats_BS = optax.softmax_cross_entropy_with_integer_labels(self(y_BSE), jnp.maximum(target_BS, 0))
+            # Windows of all colours are the last outcome where it is the only one for them.
+            nats_BS = optax.softmax_cross_entropy_with_integer_labels(self(y_BSE), jnp.clip(target_BS, 0, U - 1))
             return jnp.where(target_BS == NO_TARGET, 0, nats_BS)
 
-        E, U = self.kernel.shape
         return chunked(some, -(-U // E), 1, y_BSE, target_BS)
 
 

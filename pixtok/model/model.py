@@ -9,9 +9,9 @@ from jax import numpy as jnp
 from pixtok import fold
 from pixtok.config import Model
 from pixtok.document import Rows
-from pixtok.model.decoder import PixelDecoder, parts
+from pixtok.model.decoder import PixelDecoder
 from pixtok.model.encoder import PixelEncoder
-from pixtok.model.heads import Chain, UnifiedHead
+from pixtok.model.heads import Chain, UnifiedHead, parts
 from pixtok.model.trunk import Trunk
 
 
@@ -22,7 +22,7 @@ class Nats(NamedTuple):
     """Of the target of each slot; 0 where there is none."""
     pixel_BMWC: jax.Array
     """Of the parts of each pixel that the chain predicts, in its order.  W is 1 when only first pixels are predicted.
-    What stands at padding, and at what the unified head predicts already, has no meaning."""
+    What stands at padding has no meaning."""
 
 
 class UnifiedModel(nn.Module):
