@@ -24,7 +24,7 @@ RULES: dict[str, str | None] = {
     "head": None,
     "mlp": "tensor",
     "vocab": "tensor",
-    "outcome": "tensor",
+    "outcome": None,
     "colour": None,
     "wave": None,
     "norm": None,

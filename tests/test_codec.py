@@ -30,8 +30,6 @@ def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, sc
         nats = compiled(config)(variables(config, scale), rows)
         valid = np.arange(config.window**2) < rows.shape_BM2.prod(-1)[..., None]
         parts = np.where(valid[..., None], nats.pixel_BMWC, 0).astype(np.float64)
-        if config is not BY_CHANNEL:
-            parts[:, :, 0, :3] = 0  # the unified head gives the first colours
         follows = np.float64(nats.slot_BS)[rows.target_BS >= config.vocab_size].sum()
         bits = (parts.sum() + follows) / np.log(2)
         words = len(read_header(content)["words"]) * 8

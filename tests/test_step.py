@@ -67,7 +67,7 @@ def test_sharded_is_unsharded(experiment, one, mesh):
 def test_weights_are_born_sharded(experiment):
     program = Program(dataclasses.replace(experiment, mesh=Mesh(data=1, fsdp=4)), sharding.make_mesh(Mesh(1, 4)))
     state = program.init()
-    kernel = state.params["head"]["kernel"]
+    kernel = state.params["head"]["word"]
     assert kernel.addressable_shards[0].data.shape == (8, kernel.shape[1])
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
     assert len(moments) == 2

@@ -35,16 +35,20 @@ class UnifiedHead(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        E, U = self.config.trunk.width, outcomes(self.config)
+        E, V, U = self.config.trunk.width, self.config.vocab_size, outcomes(self.config)
         # Standard deviation 1/E: logits of order 1/√E, so that the first loss is ln U.
-        self.kernel = param(self, "kernel", (E, U), ("embed", "outcome"), nn.initializers.normal(stddev=1 / E))
+        init = nn.initializers.normal(stddev=1 / E)
+        # Two matrices, since V divides by the devices of a mesh axis where U = V + 1 does not.
+        self.word = param(self, "word", (E, V), ("embed", "vocab"), init)
+        self.window = param(self, "window", (E, U - V), ("embed", "outcome"), init)
 
     def __call__(self, y_BSE: jax.Array) -> jax.Array:
-        return linear(y_BSE, self.kernel, preferred_element_type=jnp.float32)
+        kernel_EU = jnp.concatenate([self.word, self.window], axis=1)
+        return linear(y_BSE, kernel_EU, preferred_element_type=jnp.float32)
 
     def nats(self, y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
         """−log p of each target, (B, S) in float32, 0 where there is none; never holds much more than y does."""
-        E, U = self.kernel.shape
+        E, U = y_BSE.shape[-1], outcomes(self.config)
 
         def some(y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
             # Windows of all colours are the last outcome where it is the only one for them.

@@ -146,7 +146,7 @@ def test_objective_reference_has_no_pixel_decoder():
     assert fold.by_channel(4)
     assert set(variables(few)["params"]) == {"encoder", "trunk", "head", "decoder", "chain"}
     assert set(variables(few)["params"]["decoder"]) == {"before"}
-    assert variables(few)["params"]["head"]["kernel"].shape[1] == few.vocab_size + 1
+    assert variables(few)["params"]["head"]["window"].shape[1] == 1
     assert compiled(few)(variables(few), batch((image(4, 4),), config=few)).pixel_BMWC.shape[2:] == (1, 3)
 
 
