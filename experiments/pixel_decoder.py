@@ -2,6 +2,7 @@
 
 pixtok data build CIFAR_FOLDER datasets/cifar10        # a folder of 32² JPEG files, a sub-folder for each class
 python experiments/pixel_decoder.py                    # all runs that are not finished yet, then the table
+python experiments/pixel_decoder.py 1                  # those of one seed: start one for each core
 python experiments/pixel_decoder.py speed              # pixels/s of both, taking turns in one process
 
 Bits/dim with 95 % intervals, and pixels/s of training, go to results/pixel_decoder.md. Every variant sees the same
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,13 @@ def score(folder: Path) -> float | None:
     return summary["validation"]["bpd_8bit"] if summary.get("step") == STEPS else None
 
 
-def run_all() -> None:
+def run(seeds: Sequence[int]) -> None:
+    """All runs of some seeds, one after the other; a finished one is not run again."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(RUNS / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     }
-    for seed in range(SEEDS):
+    for seed in seeds:
         for variant, settings in VARIANTS.items():
             folder = run_dir(variant, seed)
             if score(folder) is None:
@@ -161,4 +164,7 @@ def speed(steps: int = 7) -> None:
 
 
 if __name__ == "__main__":
-    speed() if "speed" in sys.argv[1:] else run_all()
+    if "speed" in sys.argv[1:]:
+        speed()
+    else:
+        run([int(seed) for seed in sys.argv[1:]] or range(SEEDS))
