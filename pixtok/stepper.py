@@ -26,6 +26,8 @@ class Caches(NamedTuple):
     encoder: Cache
     trunk: Cache
     decoder: PixelCache
+    colour_BN: jax.Array
+    """The pixels so far, of all windows."""
     y_BSE: jax.Array
     """The trunk's states so far."""
 
@@ -78,6 +80,7 @@ class Stepper:
             cache(config.encoder, config.window**2),
             cache(config.trunk, slots),
             PixelCache(cache(config.decoder, pixels), near, slot),
+            jnp.zeros((batch, pixels), jnp.int32),
             jnp.zeros((batch, slots, config.trunk.width)),
         )
 
@@ -108,7 +111,9 @@ class Stepper:
         y_BE = jax.lax.dynamic_index_in_dim(caches.y_BSE, slot - 1, axis=1, keepdims=False)
         shape_B12 = one(rows.shape_BM2)
         first_BE = net.decoder.first(y_BE)
-        state_BE, decoder = net.decoder.begin(first_BE, caches.decoder, around)
+        near_B1 = jnp.take_along_axis(caches.colour_BN, around.halo.nearest_BM, axis=1)
+        near_BE = net.chain.embed(self.values(near_B1[:, 0]))
+        state_BE, decoder = net.decoder.begin(first_BE, near_BE, caches.decoder, around)
         pixels = shape_B12[0, 0].prod()
         window = Window(number, pixels, shape_B12, one(rows.place_BM4), slot, first_BE, state_BE, around)
         return caches._replace(decoder=decoder), window
@@ -122,7 +127,8 @@ class Stepper:
         index = window.number * self.config.window**2 + pixel
         own_BE = net.chain.embed(self.values(colour_B))
         state_BE, decoder = net.decoder.step(h_BE, own_BE, window.first_BE, caches.decoder, window.around, pixel, index)
-        return caches._replace(encoder=encoder, decoder=decoder), h_BE, state_BE
+        colour_BN = jax.lax.dynamic_update_slice_in_dim(caches.colour_BN, colour_B[:, None], index, axis=1)
+        return caches._replace(encoder=encoder, decoder=decoder, colour_BN=colour_BN), h_BE, state_BE
 
     def end(self, params: Any, caches: Caches, window: Window, last_BE: jax.Array) -> Caches:
         """Put the summary of a window into its slot; `last_BE` is the encoder's state of its last pixel."""

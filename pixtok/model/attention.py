@@ -111,7 +111,7 @@ def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Arr
 
 
 class Halo(NamedTuple):
-    """The P pixels around each window, visible ones first."""
+    """The P pixels around each window, visible ones first, and of those the ones nearest to its first pixel."""
 
     index_BMP: jax.Array
     """Window · W + pixel, in the windows of a row."""
@@ -119,6 +119,8 @@ class Halo(NamedTuple):
     """Of their offsets from the window's first pixel."""
     count_BM: jax.Array
     """Number of visible ones."""
+    nearest_BM: jax.Array
+    """Index of the first, 0 where none is visible."""
 
 
 class Context(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+from einops import rearrange
 from jax import numpy as jnp
 
 from pixtok.config import Model
@@ -19,8 +20,8 @@ class PixelDecoder(nn.Module):
     """Blocks of global conditional attention over the pixels of a window, its halo and the trunk's states.
 
     The input at pixel i, which predicts pixel i + 1, is the encoder's state h_{m,i}, normalised and projected, the
-    pixel itself, residuals included, and the trunk's state before the window, y_{s_m − 1}, projected.  The first
-    pixel is predicted from that projection alone, which sees the halo and the trunk's states as well.
+    pixel itself, residuals included, and the trunk's state before the window, y_{s_m − 1}, projected.  What predicts
+    the first pixel begins as that projection and the pixel of the halo that is nearest to it.
     """
 
     config: Model
@@ -59,19 +60,31 @@ class PixelDecoder(nn.Module):
 
         `own_BMWE` embeds the parts of each pixel.
         """
-        first_BM1E = first_BME[:, :, None]
-        x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BM1E, own_BMWE.shape))
-        x_BMTE = jnp.concatenate([first_BM1E, x_BMWE], axis=2)
+        around = context(self.config, rows, self.slot_states(y_BSE))
+        own_BNE = rearrange(own_BMWE, "B M W E -> B (M W) E")
+        near_BME = jnp.take_along_axis(own_BNE, around.halo.nearest_BM[:, :, None], axis=1)
+        start_BME = self._start(first_BME, near_BME, around)
+        x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BME[:, :, None], own_BMWE.shape))
+        x_BMTE = jnp.concatenate([start_BME[:, :, None], x_BMWE], axis=2)
         if self.config.decoder.layers:
-            x_BMTE = self.stack(x_BMTE, context(self.config, rows, self.slot_states(y_BSE)))
+            x_BMTE = self.stack(x_BMTE, around)
         return self.norm(x_BMTE[:, :, :-1])  # nobody asks what comes after the last pixel
 
-    def begin(self, first_BE: jax.Array, cache: PixelCache, window: Context) -> tuple[jax.Array, PixelCache]:
-        """Make ready for the pixels of one window (M = 1) → the state that predicts its first."""
+    def _start(self, first_BME: jax.Array, near_BME: jax.Array, around: Context) -> jax.Array:
+        # To repeat the pixel before is what a model knows from the start (see `heads.Chain`): so also here.
+        return first_BME + jnp.where(around.halo.count_BM[:, :, None] > 0, near_BME, 0)
+
+    def begin(
+        self, first_BE: jax.Array, near_BE: jax.Array, cache: PixelCache, window: Context
+    ) -> tuple[jax.Array, PixelCache]:
+        """Make ready for the pixels of one window (M = 1) → the state that predicts its first.
+
+        `near_BE` embeds the parts of pixel `halo.nearest_BM`.
+        """
+        x_B1E = self._start(first_BE[:, None], near_BE[:, None], window)
         if self.config.decoder.layers:
-            first_B1E, cache = self.stack.each("begin", first_BE[:, None], cache, window)
-            first_BE = first_B1E[:, 0]
-        return self.norm(first_BE), cache
+            x_B1E, cache = self.stack.each("begin", x_B1E, cache, window)
+        return self.norm(x_B1E[:, 0]), cache
 
     def step(
         self,

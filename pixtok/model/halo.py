@@ -8,14 +8,15 @@ from pixtok.model.attention import Halo, axial_angles
 
 
 def offsets(halo: int, side: int) -> np.ndarray:
-    """(rows, columns) of P = 2·halo·(side + halo) pixels, from a window's first pixel: (P, 2).
+    """(rows, columns) of P = 2·halo·(side + halo) pixels, from a window's first pixel, nearest first: (P, 2).
 
     `halo` rows above, from the corner to as far beyond on the right, and `halo` columns to the left: all of them
     in windows that come earlier in raster order.
     """
     above = [(y, x) for y in range(-halo, 0) for x in range(-halo, side + halo)]
     left = [(y, x) for y in range(side) for x in range(-halo, 0)]
-    return np.array(above + left, np.int32).reshape(-1, 2)
+    near = sorted(left + above, key=lambda offset: offset[0] ** 2 + offset[1] ** 2)
+    return np.array(near, np.int32).reshape(-1, 2)
 
 
 def around(shape_BM2: jax.Array, place_BM4: jax.Array, halo: int, side: int, head_width: int) -> Halo:
@@ -38,8 +39,10 @@ def around(shape_BM2: jax.Array, place_BM4: jax.Array, halo: int, side: int, hea
     index_BMP = jnp.where(visible_BMP, window_BMP * side * side + pixel_BMP, 0)
     order_BMP = jnp.argsort(~visible_BMP, axis=-1, stable=True)
     angle_PR = axial_angles(jnp.asarray(y_11P[0, 0]), jnp.asarray(x_11P[0, 0]), head_width)
+    index_BMP = jnp.take_along_axis(index_BMP, order_BMP, axis=-1)
     return Halo(
-        jnp.take_along_axis(index_BMP, order_BMP, axis=-1),
+        index_BMP,
         angle_PR[order_BMP],
-        jnp.sum(visible_BMP, axis=-1, dtype=jnp.int32) if P else jnp.zeros(shape_BM2.shape[:2], jnp.int32),
+        jnp.sum(visible_BMP, axis=-1, dtype=jnp.int32),
+        index_BMP[:, :, 0] if P else jnp.zeros(shape_BM2.shape[:2], jnp.int32),
     )
