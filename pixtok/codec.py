@@ -56,6 +56,37 @@ def _in_two(code: _Coder) -> _Coder:
     return both
 
 
+class _Program:
+    """The compiled functions of a `Stepper` for one image of a given size."""
+
+    def __init__(self, model: Model, params: Any, height: int, width: int) -> None:
+        self.slots = document.tokenize(
+            Document("", (np.zeros((height, width, 3), np.uint8),)),
+            NoWords(),
+            vocab_size=model.vocab_size,
+            fold_factor=model.fold_factor,
+            side=model.window,
+        )
+        empty = document.empty_row(len(self.slots.word_S), len(self.slots.window_slot_M), model.window)
+        row = document.pack([self.slots], empty)
+        self.stepper = stepper = Stepper(model, Rows(*(array[None] for array in row)))
+
+        def head(params: Any, caches: Any, slot: jax.Array) -> jax.Array:
+            return jax.nn.softmax(stepper.logits(params, caches, slot)[0])
+
+        def part(params: Any, number: int, state_BE: jax.Array) -> jax.Array:
+            return jax.nn.softmax(stepper.part_logits(params, number, state_BE)[0])
+
+        def compiled(function: Any, **options: Any) -> Any:
+            return functools.partial(jax.jit(function, **options), params)
+
+        self.head = compiled(head)
+        self.part, self.tell = (compiled(function, static_argnums=1) for function in (part, stepper.tell))
+        self.word, self.begin, self.pixel, self.end = (
+            compiled(method, donate_argnums=1) for method in (stepper.word, stepper.begin, stepper.pixel, stepper.end)
+        )
+
+
 class Codec:
     """One set of weights as a compressor of images of any shape."""
 
@@ -72,6 +103,7 @@ class Codec:
             raise InputError("compression needs the package constriction: pip install 'pixtok[codec]'") from None
         self._stream: Any = stream
         self._model, self._params = model, params
+        self._programs: dict[tuple[int, int], _Program] = {}
 
     @functools.cached_property
     def _identity(self) -> dict[str, str]:
@@ -134,53 +166,33 @@ class Codec:
         self, height: int, width: int, pixel_MW: np.ndarray, code: _Coder, label: str, decoding: bool = False
     ) -> None:
         """Code all pixels in order, from and, when decoding, into `pixel_MW`."""
-        model, params = self._model, self._params
-        image = fold.unpack(windows.join(pixel_MW & (fold.PADDING - 1), height, width))  # blank while decoding
-        slots = document.tokenize(
-            Document("", (image,)),
-            NoWords(),
-            vocab_size=model.vocab_size,
-            fold_factor=model.fold_factor,
-            side=model.window,
-        )
-        row = document.pack([slots], document.empty_row(len(slots.word_S), len(pixel_MW), model.window))
-        stepper = Stepper(model, Rows(*(array[None] for array in row)))
-
-        @jax.jit
-        def head(caches: Any, slot: jax.Array) -> jax.Array:
-            return jax.nn.softmax(stepper.logits(params, caches, slot)[0])
-
-        @functools.partial(jax.jit, static_argnums=0)
-        def part(number: int, state_BE: jax.Array) -> jax.Array:
-            return jax.nn.softmax(stepper.part_logits(params, number, state_BE)[0])
-
-        tell = jax.jit(functools.partial(stepper.tell, params), static_argnums=0)
-        word, begin, pixel, end = (
-            jax.jit(functools.partial(method, params), donate_argnums=0)
-            for method in (stepper.word, stepper.begin, stepper.pixel, stepper.end)
-        )
+        model = self._model
+        if (height, width) not in self._programs:
+            self._programs[height, width] = _Program(model, self._params, height, width)
+        program = self._programs[height, width]
+        slots, stepper = program.slots, program.stepper
         caches = stepper.empty()
         for slot in range(2):
-            caches = word(caches, jnp.int32(slot), jnp.asarray(slots.word_S[slot : slot + 1]))
+            caches = program.word(caches, jnp.int32(slot), jnp.asarray(slots.word_S[slot : slot + 1]))
         with progress_bar(label) as bar:
             task = bar.add_task("", total=height * width, note="pixels")
             for number, shape in enumerate(slots.shape_M2):
-                caches, window = begin(caches, jnp.int32(number))
+                caches, window = program.begin(caches, jnp.int32(number))
                 state_BE, last_BE = window.state_BE, None
                 # That a window follows is known, but it is part of the likelihood, which is what is to be shown.
                 follows = model.vocab_size
-                if code(np.asarray(head(caches, window.slot)), None if decoding else follows) != follows:
+                if code(np.asarray(program.head(caches, window.slot)), None if decoding else follows) != follows:
                     raise InputError(_DAMAGED)
                 for i in range(int(shape.prod())):
                     colour_1 = pixel_MW[number, i : i + 1]
                     known = [None] * 6 if decoding else np.asarray(stepper.values(colour_1))[0].tolist()
                     value: list[int] = []
                     for p in range(len(stepper.parts)):
-                        value.append(code(np.asarray(part(p, state_BE)), known[p]))
-                        state_BE = tell(p, state_BE, np.array([value[p]], np.int32))
+                        value.append(code(np.asarray(program.part(p, state_BE)), known[p]))
+                        state_BE = program.tell(p, state_BE, np.array([value[p]], np.int32))
                     colour_1[:] = stepper.colour([np.array([v], np.int32) for v in value])
-                    caches, last_BE, state_BE = pixel(caches, window, jnp.int32(i), jnp.asarray(colour_1))
-                caches = end(caches, window, last_BE)
+                    caches, last_BE, state_BE = program.pixel(caches, window, jnp.int32(i), jnp.asarray(colour_1))
+                caches = program.end(caches, window, last_BE)
                 bar.advance(task, int(shape.prod()))
 
 

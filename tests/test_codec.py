@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import msgpack
 import numpy as np
@@ -12,6 +13,7 @@ BY_CHANNEL = dataclasses.replace(SMALL, fold_factor=1)
 ONE_LEVEL = dataclasses.replace(SMALL, fold_factor=256)
 
 
+@functools.cache
 def codec(config, scale=1.5) -> Codec:
     return Codec(config, variables(config, scale)["params"])
 
@@ -22,10 +24,11 @@ def codec(config, scale=1.5) -> Codec:
     ids=["residual", "by-channel", "one-level", "overconfident"],
 )
 def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, scale):
-    for height, width in ((7, 8), (1, 1), (1, 13)):
+    made = codec(config, scale)
+    for height, width in ((7, 8), (1, 1), (1, 13)) if config is SMALL else ((5, 4),):
         picture = image(height, width)
-        content = codec(config, scale).compress(picture)
-        np.testing.assert_array_equal(codec(config, scale).decompress(content), picture)
+        content = made.compress(picture)
+        np.testing.assert_array_equal(made.decompress(content), picture)
         rows = batch((picture,), config=config, slots=16, windows=9)
         nats = compiled(config)(variables(config, scale), rows)
         valid = np.arange(config.window**2) < rows.shape_BM2.prod(-1)[..., None]
