@@ -136,6 +136,24 @@ def test_the_halo_shows_the_neighbours_of_a_window():
         assert (moved_W == sees).all(), (y, x)  # the first pixel too
 
 
+def test_the_first_pixel_of_a_window_begins_as_its_neighbour():
+    """To the left where there is one, else above, else none.  Without layers nothing else reaches it."""
+    config = dataclasses.replace(SMALL, summaries=False, decoder=dataclasses.replace(SMALL.decoder, layers=0))
+    clean = image(6, 9)
+    changed = []
+    for y, x in np.ndindex(6, 9):
+        other = clean.copy()
+        other[y, x] ^= 3  # a residual: only the decoder knows it
+        changed.append(other)
+    rows = stack([batch((item,), config=config, slots=16, windows=6) for item in [clean, *changed]])
+    first_BM = compiled(config)(variables(config), rows).pixel_BMWC[:, :6, 0].sum(-1)
+    moved_BM = first_BM[1:] != first_BM[:1]
+    for window, neighbour in enumerate([None, (0, 2), (0, 5), (2, 0), (3, 2), (3, 5)]):
+        own = (window // 3 * 3, window % 3 * 3)
+        seen = {(int(y), int(x)) for y, x in np.argwhere(moved_BM[:, window].reshape(6, 9))}
+        assert seen == {own, neighbour} - {None}
+
+
 def test_sums_count_what_was_predicted():
     rows = batch(("ab", image(4, 7), "c"), ("d", image(2, 2)))
     sums = scored(SMALL, rows)
