@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     run, dataset = Run(options.run), Dataset(options.data)
     model = run.experiment.model
-    program, step, params = weights.load(run, None, batch_size=1)
+    program, step, params = weights.load(run, None, batch_size=1, dtype="float32")  # as the codec does
     codec = Codec(model, params)
     rows = []
     for item in dataset.read(range(len(dataset))):

@@ -75,15 +75,15 @@ def data(path: str | None, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def memory(factors: tuple[int, ...] = (1, 4, 8, 16, 32), windows: int = 256) -> list[dict[str, Any]]:
+def memory(windows: int = 128) -> list[dict[str, Any]]:
     """What a gradient of the full objective needs beyond the states themselves, as the compiler counts it (MiB).
 
-    The preset `tiny` in float32, one row of `windows` windows of 8², for each fold factor.  `logits` is what the
-    logits of all pixels and slots would take, were they held at once.
+    The preset `tiny` in float32, one row of `windows` windows of 8², for fold factors and widths of the decoder.
+    `logits` is what the logits of all pixels and slots would take, were they held at once.
     """
-    out = []
-    for factor in factors:
-        model = dataclasses.replace(PRESETS["tiny"], fold_factor=factor)
+    out, tiny = [], PRESETS["tiny"]
+    for factor, width in ((1, 48), (4, 48), (16, 48), (16, 96), (16, 192)):
+        model = dataclasses.replace(tiny, fold_factor=factor, decoder=dataclasses.replace(tiny.decoder, width=width))
         slots = windows + 8
         row = document.empty_row(slots, windows, model.window)
         rows = Rows(*(jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for array in row))
@@ -106,5 +106,5 @@ def memory(factors: tuple[int, ...] = (1, 4, 8, 16, 32), windows: int = 256) -> 
         pixels = windows * model.window**2
         logits = 4 * (pixels * sum(parts(model)) + slots * outcomes(model)) / 2**20
         more = needed["likelihood"] / needed["states"] - 1
-        out.append({"fold_factor": factor, **needed, "more_%": 100 * more, "logits": logits})
+        out.append({"fold_factor": factor, "decoder": width, **needed, "more_%": 100 * more, "logits": logits})
     return out

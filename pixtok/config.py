@@ -48,7 +48,7 @@ class Model:
     trunk: Stream
     """The causal decoder over words and window summaries."""
     decoder: Stream
-    """The pixel decoder, which predicts all pixels of a window after its first."""
+    """The pixel decoder, which predicts all pixels."""
     objective: Literal["full", "reference"] = "full"
     """`full`: every word and every pixel is predicted. `reference`: words and the first pixel of each window, as in
     UPW; there is no pixel decoder."""

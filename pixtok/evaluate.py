@@ -42,10 +42,10 @@ def evaluate(
     settings = dataclasses.replace(settings, windows=windows, slots=max(settings.slots, largest + 2))
     program, step, params = weights.load(run, step, settings)
     loader = Loader(settings, model, split=split, batch_size=program.batch_size, seed=run.experiment.train.seed)
-    bad, tables, owners = 0, [], []
+    bad, tables, owners = set(), [], []
     with loader.epoch() as batches:
         for batch in batches:
-            bad += len(batch.bad)
+            bad |= {item.document for item in batch.bad}
             table_D, owner_D = _by_document(program.score(params, batch.rows), batch)
             tables.append(table_D)
             owners.append(owner_D)
@@ -62,7 +62,7 @@ def evaluate(
         "first_pixels": int(total.first_pixels),
         "pixels": int(total.pixels),
         "documents": len(table_D),
-        "bad": bad,
+        "bad": len(bad),
     }
 
 
@@ -85,10 +85,12 @@ def _joined(table: np.ndarray, owner: np.ndarray) -> np.ndarray:
 def _intervals(table_D: np.ndarray, model: Model) -> dict[str, list[float]]:
     """95 % intervals, by the bootstrap over documents (Efron 1979): percentiles of 2,000 resamples.
 
-    Resamples that lack a modality which the whole has are left out.
+    A figure that rests on one document has none.  Resamples that lack a modality which the whole has are left out.
     """
     if len(table_D) < 2:
         return {}
+    shared = Sums(*np.where((table_D > 0).sum(0) == 1, 0, table_D.sum(0)))
+    defined = likelihood.figures(shared, model)
     rng, count = np.random.default_rng(0), len(table_D)
     chunk = max(1, 10**7 // count)
     drawn = [
@@ -98,4 +100,4 @@ def _intervals(table_D: np.ndarray, model: Model) -> dict[str, list[float]]:
     resampled = np.concatenate(drawn)
     resampled = resampled[((resampled > 0) | (table_D.sum(0) == 0)).all(1)]
     figures = likelihood.figures(Sums(*resampled.T), model) if len(resampled) else {}
-    return {name: np.percentile(value, [2.5, 97.5]).tolist() for name, value in figures.items()}
+    return {name: np.percentile(value, [2.5, 97.5]).tolist() for name, value in figures.items() if name in defined}

@@ -114,7 +114,8 @@ class _Session:
         self._window = jax.jit(_window(stepper), donate_argnums=1)
 
         def next_word(params: Any, caches: Caches, slot: jax.Array, knobs: _Knobs, key: jax.Array):
-            drawn_B = draw(key, stepper.logits(params, caches, slot)[:, : model.vocab_size], knobs)
+            # A model may have more words than its vocabulary.
+            drawn_B = draw(key, stepper.logits(params, caches, slot)[:, : generator.vocabulary.size], knobs)
             return stepper.word(params, caches, slot, drawn_B), drawn_B
 
         self._next_word = jax.jit(next_word, donate_argnums=1)

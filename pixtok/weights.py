@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,13 +15,17 @@ from pixtok.step import Program
 
 
 def load(
-    run: Run, step: int | None, data: Data | None = None, batch_size: int | None = None
+    run: Run,
+    step: int | None,
+    data: Data | None = None,
+    batch_size: int | None = None,
+    dtype: Literal["bfloat16", "float32"] | None = None,
 ) -> tuple[Program, int, Any]:
     """(a program for all devices of this machine, whatever the run was trained on; step; weights).
 
     `step` None: the latest.  `data`: other rows than those it was trained on.  The program takes batches of
-    `batch_size`, None: the run's, rounded up to a multiple of the devices.  Raises InputError when there is no such
-    checkpoint.
+    `batch_size`, None: the run's, rounded up to a multiple of the devices; it computes in `dtype`, None: the run's.
+    Raises InputError when there is no such checkpoint.
     """
     experiment = run.experiment
     devices = jax.device_count()
@@ -29,7 +33,9 @@ def load(
     experiment = dataclasses.replace(
         experiment,
         data=data or experiment.data,
-        train=dataclasses.replace(experiment.train, batch_size=batch_size, microbatches=1),
+        train=dataclasses.replace(
+            experiment.train, batch_size=batch_size, microbatches=1, dtype=dtype or experiment.train.dtype
+        ),
         mesh=Mesh(),
     )
     program = Program(experiment, sharding.make_mesh(experiment.mesh))

@@ -21,9 +21,12 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
 def test_a_rare_modality_does_not_pull_intervals_to_zero():
     table = np.zeros((4, 7))
     table[:, 0], table[:, 1] = 6, 3
+    assert "nats_first_pixel" not in _intervals(table, SMALL)
     table[0, 2:] = 12, 4, 8, 8, 4
+    assert set(_intervals(table, SMALL)) == {"loss", "nats_word", "reference"}, "one document with pixels tells nothing"
+    table[1, 2:] = 12, 4, 8, 8, 4
     got = _intervals(table, SMALL)
     assert got["nats_first_pixel"] == pytest.approx([3, 3])
-    many = np.concatenate([table] + [table[1:]] * 2000)
+    many = np.concatenate([table] + [table[2:]] * 2000)
     assert _intervals(many, SMALL)["nats_first_pixel"] == pytest.approx([3, 3])
     assert _intervals(table[:1], SMALL) == {}

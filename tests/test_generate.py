@@ -106,6 +106,12 @@ def test_text_after_an_image_is_that_of_recomputation():
     assert got == [Bytes().decode(ended)]
 
 
+def test_words_that_the_vocabulary_lacks_are_never_drawn():
+    more = dataclasses.replace(SMALL, vocab_size=300)
+    texts = generator(more).text(image(2, 2), limit=20, count=4)
+    assert any(texts)
+
+
 @pytest.mark.parametrize(
     ("knobs", "seen"),
     [

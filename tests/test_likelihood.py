@@ -108,7 +108,7 @@ def test_no_prediction_depends_on_a_later_pixel(config):
         slot_before = int(rows.window_slot_BM[0, window]) - 1
         assert not moved_BN[row, :own].any(), (y, x)
         assert moved_BN[row, own], "the pixel's own −log p"
-        assert not moved_BS[row, :slot_before].any(), (y, x)
+        assert not moved_BS[row, : slot_before + 1].any(), (y, x)
         if own + 1 < start[window + 1]:
             assert moved_BN[row, own + 1], "the next pixel of the window"
         assert moved_BS[row, slot_before + 1], "what follows the window"
@@ -152,6 +152,24 @@ def test_the_first_pixel_of_a_window_begins_as_its_neighbour():
         own = (window // 3 * 3, window % 3 * 3)
         seen = {(int(y), int(x)) for y, x in np.argwhere(moved_BM[:, window].reshape(6, 9))}
         assert seen == {own, neighbour} - {None}
+
+
+def test_an_image_sees_what_came_before_it_in_its_document_through_the_trunk_alone():
+    """A residual is known to the decoder alone, and so moves no other image; a colour moves those after it."""
+    clean = image(4, 7), image(5, 5)
+    batches = [("a", clean[0], "b", clean[1])]
+    for number, flip in itertools.product(range(2), (3, 64)):
+        other = [item.copy() for item in clean]
+        other[number][0, 0] ^= flip
+        batches.append(("a", other[0], "b", other[1]))
+    rows = stack([batch(item, slots=24) for item in batches])
+    pixel = compiled(SMALL)(variables(SMALL), rows).pixel_BMWC
+    valid = np.arange(9) < rows.shape_BM2[0].prod(-1)[:, None]
+    moved = [
+        [bool((np.abs(pixel[row, m] - pixel[0, m]).max(-1) > 0)[valid[m]].any()) for m in (slice(0, 6), slice(6, 10))]
+        for row in range(1, 5)
+    ]
+    assert moved == [[True, False], [True, True], [False, True], [False, True]]
 
 
 def test_sums_count_what_was_predicted():

@@ -100,7 +100,7 @@ class Chain(nn.Module):
         return state_E if part == len(self.known) else state_E + self.known[part][value].astype(self.dtype)
 
     def nats(self, state_BMWE: jax.Array, value_BMWC: jax.Array) -> jax.Array:
-        """−log p of each part of each pixel, (B, M, W, C) in float32; never holds much more than the states do."""
+        """−log p of each part of each pixel, (B, M, W, C) in float32; holds some four times what the states do."""
 
         def some(state_BMWE: jax.Array, value_BMWC: jax.Array) -> jax.Array:
             out = []
@@ -111,4 +111,6 @@ class Chain(nn.Module):
                 state_BMWE = self.tell(part, state_BMWE, value_BMW)
             return jnp.stack(out, axis=-1)
 
-        return chunked(some, -(-sum(self.sizes) // self.width), 2, state_BMWE, value_BMWC)
+        # A gradient needs all logits, and for each part its state and twice what is twice as wide.
+        needed = sum(self.sizes) + 5 * self.width * len(self.sizes)
+        return chunked(some, -(-needed // (4 * self.width)), 2, state_BMWE, value_BMWC)
