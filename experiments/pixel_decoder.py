@@ -3,7 +3,7 @@
 pixtok data build CIFAR_FOLDER datasets/cifar10        # a folder of 32² JPEG files, a sub-folder for each class
 python experiments/pixel_decoder.py                    # all runs that are not finished yet, then the table
 python experiments/pixel_decoder.py 1                  # those of one seed: start one for each core
-python experiments/pixel_decoder.py speed              # pixels/s of both, taking turns in one process
+python experiments/pixel_decoder.py speed              # pixels/s of all, taking turns in one process
 
 Bits/dim with 95 % intervals, and pixels/s of training, go to results/pixel_decoder.md. Every variant sees the same
 number of steps and images, with three seeds. `causal` is the same model with one window for the whole image: encoder
@@ -50,19 +50,40 @@ def config() -> Experiment:
     return Experiment("pixel_decoder", model, data, train, Checkpoint(every=100, keep=1))
 
 
-VARIANTS = {
-    "conditional": [],
-    "causal": ["--model.window", "32", "--model.halo", "0", "--data.windows", "1"],
-    "halo 0": ["--model.halo", "0"],
-    "halo 2": ["--model.halo", "2"],
-    "halo 4": ["--model.halo", "4"],
-    "no summaries": ["--model.no-summaries"],
-    "depth 0": ["--model.decoder.layers", "0"],
-    "depth 1": ["--model.decoder.layers", "1"],
-    "depth 3": ["--model.decoder.layers", "3"],
-    "depth 4": ["--model.decoder.layers", "4"],
+VARIANTS: dict[str, dict[str, Any]] = {
+    "conditional": {},
+    "causal": {"model.window": 32, "model.halo": 0, "data.windows": 1},
+    "halo 0": {"model.halo": 0},
+    "halo 2": {"model.halo": 2},
+    "halo 4": {"model.halo": 4},
+    "no summaries": {"model.summaries": False},
+    "depth 0": {"model.decoder.layers": 0},
+    "depth 1": {"model.decoder.layers": 1},
+    "depth 3": {"model.decoder.layers": 3},
+    "depth 4": {"model.decoder.layers": 4},
 }
 """Settings that differ from `config`, which is halo 1, depth 2."""
+
+
+def flags(variant: str) -> list[str]:
+    """The settings of a variant on the command line of `pixtok train`."""
+    found = []
+    for name, value in VARIANTS[variant].items():
+        found += ["--model.no-summaries"] if name == "model.summaries" else [f"--{name}", str(value)]
+    return found
+
+
+def experiment(variant: str) -> Experiment:
+    """`config` with the settings of a variant."""
+
+    def changed(settings: Any, names: list[str], value: Any) -> Any:
+        inner = changed(getattr(settings, names[0]), names[1:], value) if len(names) > 1 else value
+        return dataclasses.replace(settings, **{names[0]: inner})
+
+    made = config()
+    for name, value in VARIANTS[variant].items():
+        made = changed(made, name.split("."), value)
+    return made
 
 
 def run_dir(variant: str, seed: int) -> Path:
@@ -83,11 +104,11 @@ def run(seeds: Sequence[int]) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
     }
     for seed in seeds:
-        for variant, settings in VARIANTS.items():
+        for variant in VARIANTS:
             folder = run_dir(variant, seed)
             if score(folder) is None:
                 command = [sys.executable, "-m", "pixtok", "train", __file__, "--run_dir", str(folder)]
-                subprocess.run([*command, "--train.seed", str(seed), *settings], check=True, env=environment)
+                subprocess.run([*command, "--train.seed", str(seed), *flags(variant)], check=True, env=environment)
         table()
 
 
@@ -138,18 +159,12 @@ def speed(steps: int = 7) -> None:
     from pixtok.data.pipeline import Loader
     from pixtok.step import Program
 
-    base = config()
-    causal = dataclasses.replace(
-        base,
-        model=dataclasses.replace(base.model, window=32, halo=0),
-        data=dataclasses.replace(base.data, windows=1),
-    )
     lanes = {}
-    for name, experiment in {"conditional": base, "causal": causal}.items():
-        loader = Loader(experiment.data, experiment.model, split="train", batch_size=8, seed=0)
-        program = Program(experiment, sharding.make_mesh(experiment.mesh))
-        rows = program.put(loader.batch(0).rows)
-        lanes[name] = [program, rows, program.init(), []]
+    for variant in VARIANTS:
+        made = experiment(variant)
+        loader = Loader(made.data, made.model, split="train", batch_size=8, seed=0)
+        program = Program(made, sharding.make_mesh(made.mesh))
+        lanes[variant] = [program, program.put(loader.batch(0).rows), program.init(), []]
     for step in range(steps + 1):
         for lane in lanes.values():
             program, rows, state, seconds = lane
