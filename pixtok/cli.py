@@ -119,7 +119,7 @@ class _Sample:
     """Text before the image."""
     complete: Path | None = None
     """Draw the rest of this image, below its first --keep_rows rows of pixels."""
-    keep_rows: int = 0
+    keep_rows: int | None = None
     """Rows of pixels of --complete that stay."""
     edit: Path | None = None
     """Draw parts of this image anew: where --mask is light."""
@@ -147,7 +147,7 @@ def sample(args: Sequence[str]) -> ExitCode:
         ("--top_k must be at least 0", how.top_k >= 0),
         ("--top_p must be from 0 to 1", 0 <= how.top_p <= 1),
         ("--edit and --mask belong together", (parsed.edit is None) == (parsed.mask is None)),
-        ("--keep_rows belongs to --complete", parsed.complete is not None or not parsed.keep_rows),
+        ("--complete and --keep_rows belong together", (parsed.complete is None) == (parsed.keep_rows is None)),
         (
             "give one of --complete, --edit, --read, and --size or --prompt",
             sum(map(bool, (parsed.complete, parsed.edit, parsed.read, parsed.size or parsed.prompt))) <= 1,
@@ -161,7 +161,7 @@ def sample(args: Sequence[str]) -> ExitCode:
     from pixtok.sample import Sampler
 
     sampler = Sampler(parsed.run, step=parsed.step, out=parsed.out)
-    if parsed.complete is not None:
+    if parsed.complete is not None and parsed.keep_rows is not None:
         files = sampler.complete(parsed.complete, parsed.keep_rows, n, how)
     elif parsed.edit is not None and parsed.mask is not None:
         files = sampler.edit(parsed.edit, parsed.mask, n, how)
@@ -344,6 +344,8 @@ def run(args: Sequence[str]) -> ExitCode:
     if len(args) > 1 and args[1] in ("-h", "--help", "help") and any(verb.startswith(f"{args[0]} ") for verb in VERBS):
         print(_usage(args[0]))
         return ExitCode.DONE
+    if args[0] in {verb.split()[0] for verb in VERBS if " " in verb} and len(args) == 1:
+        raise InputError(f"pixtok {args[0]}: {', '.join(verb for verb in VERBS if verb.startswith(args[0] + ' '))}?")
     for words in (2, 1):
         if verb := VERBS.get(" ".join(args[:words])):
             return verb(args[words:])

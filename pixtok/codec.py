@@ -6,10 +6,12 @@ one part of one pixel after the other, so that their probabilities agree to the 
 another version of jax, they may not, and such a file is refused.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +89,14 @@ class _Program:
         )
 
 
+def _range_coder() -> Any:
+    try:
+        from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+    except ImportError:
+        raise InputError("compression needs the package constriction: pip install constriction") from None
+    return stream
+
+
 class Codec:
     """One set of weights as a compressor of images of any shape."""
 
@@ -97,11 +107,7 @@ class Codec:
                 "this model does not predict all 8 bits of every pixel: only one trained with --model.objective full "
                 "and --model.residual can compress"
             )
-        try:
-            from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
-        except ImportError:
-            raise InputError("compression needs the package constriction: pip install 'pixtok[codec]'") from None
-        self._stream: Any = stream
+        self._stream = _range_coder()
         self._model, self._params = model, params
         self._programs: dict[tuple[int, int], _Program] = {}
 
@@ -213,8 +219,11 @@ def read_header(content: bytes) -> dict[str, Any]:
 
 
 def compress_file(run_dir: Path, source: Path, out: Path, step: int | None = None) -> str:
-    """Compress an image file with the weights of a run → what to say of it.  Raises InputError."""
-    image = images.read(source)
+    """Compress an image file with the weights of a run → what to say of it.
+
+    Raises InputError, also for an image that 8-bit RGB cannot hold.
+    """
+    image = images.read(source, exact=True)
     content = _codec(run_dir, step).compress(image, "coding")
     write(out, content)
     height, width = image.shape[:2]
@@ -227,12 +236,27 @@ def decompress_file(run_dir: Path, source: Path, out: Path, step: int | None = N
         content = source.read_bytes()
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from None
-    read_header(content)  # refuse what it is not before the weights are loaded
-    image = _codec(run_dir, step).decompress(content, "decoding")
+    if out.suffix.lower() != ".png":
+        raise InputError(f"OUT must be a .png; got {out}")
+    with _named(source):
+        read_header(content)  # refuse what it is not before the weights are loaded
+    codec = _codec(run_dir, step)
+    with _named(source):
+        image = codec.decompress(content, "decoding")
     write(out, images.encode(image))
     return f"{out}: {image.shape[0]} × {image.shape[1]} pixels"
 
 
+@contextlib.contextmanager
+def _named(source: Path) -> Iterator[None]:
+    """What is wrong inside is wrong with this file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
 def _codec(run_dir: Path, step: int | None) -> Codec:
+    _range_coder()  # before the weights are loaded
     run = Run(run_dir)
     return Codec(run.experiment.model, weights.load(run, step)[2])

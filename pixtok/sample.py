@@ -62,8 +62,8 @@ class Sampler:
         known, light = images.read(image), images.read(mask).mean(-1) > GREY
         if light.shape != known.shape[:2]:
             raise InputError(
-                f"{mask} must be of the size of {image}, {known.shape[1]} × {known.shape[0]}; it is "
-                f"{light.shape[1]} × {light.shape[0]}"
+                f"{mask} must be of the size of {image}, {known.shape[0]} × {known.shape[1]}; it is "
+                f"{light.shape[0]} × {light.shape[1]}"
             )
         if not light.any():
             raise InputError(f"{mask} is dark everywhere: paint white what is to be drawn anew")

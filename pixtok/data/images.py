@@ -14,6 +14,9 @@ from pixtok.errors import InputError
 MAX_PIXELS = 2**27
 """More pixels than this (134 million: 16,384 × 8,192) are refused as a decompression bomb."""
 
+_EXACT = ("1", "L", "P", "RGB")
+"""Modes of which RGB keeps every pixel."""
+
 
 class ImageError(ValueError):
     """Not an image that can be used, and why."""
@@ -46,11 +49,12 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def decode(content: bytes, image_size: int | None = None) -> tuple[Image, bool]:
+def decode(content: bytes, image_size: int | None = None, *, exact: bool = False) -> tuple[Image, bool]:
     """Encoded image → (its first frame, upright, RGB, at most `image_size` on its long side; whether it
     differs from what the file holds, pixel for pixel).
 
-    Raises ImageError for a file that is empty, truncated, no image, or larger than MAX_PIXELS.
+    Raises ImageError for a file that is empty, truncated, no image, or larger than MAX_PIXELS; with `exact`, also for
+    one whose pixels are more than 8-bit RGB can hold.
     """
     if not content:
         raise ImageError("empty file")
@@ -62,6 +66,8 @@ def decode(content: bytes, image_size: int | None = None) -> tuple[Image, bool]:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"{image.width} × {image.height} pixels are more than {MAX_PIXELS}")
                 upright = ImageOps.exif_transpose(image)
+                if exact and (upright.has_transparency_data or upright.mode not in _EXACT):
+                    raise ImageError(f"8-bit RGB cannot hold its pixels (mode {upright.mode}): convert it first")
                 result = _rgb(upright)
                 changed = image.mode != "RGB" or upright.size != image.size or image.getexif().get(0x112, 1) != 1
     except ImageError:
@@ -79,10 +85,10 @@ def decode(content: bytes, image_size: int | None = None) -> tuple[Image, bool]:
     return np.array(result), changed
 
 
-def read(path: Path, image_size: int | None = None) -> Image:
+def read(path: Path, image_size: int | None = None, *, exact: bool = False) -> Image:
     """An image file, decoded.  Raises InputError when it cannot be."""
     try:
-        return decode(path.read_bytes(), image_size)[0]
+        return decode(path.read_bytes(), image_size, exact=exact)[0]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ImageError as error:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixtok.data import images
+from pixtok.errors import InputError
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -20,6 +21,17 @@ def grey_ramp(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "PA"])
+@pytest.mark.parametrize(("mode", "holds"), [("RGB", True), ("L", True), ("P", True), ("RGBA", False), ("I;16", False)])
+def test_exact_refuses_what_rgb_cannot_hold(mode, holds, tmp_path):
+    file = tmp_path / "image.png"
+    Image.new(mode, (3, 2)).save(file)
+    if holds:
+        assert images.read(file, exact=True).shape == (2, 3, 3)
+        return
+    with pytest.raises(InputError, match=r"8-bit RGB cannot hold its pixels"):
+        images.read(file, exact=True)
+
+
 def test_modes_keep_their_colours(mode):
     pixels, changed = images.decode(encoded(grey_ramp(mode), "TIFF" if mode == "PA" else "PNG"))
     assert pixels.shape == (16, 16, 3)
