@@ -25,7 +25,7 @@ def codec(config, scale=1.5) -> Codec:
 )
 def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, scale):
     made = codec(config, scale)
-    for height, width in ((7, 8), (1, 1), (1, 13)) if config is SMALL else ((5, 4),):
+    for height, width in ((7, 8), (1, 1), (1, 13)):
         picture = image(height, width)
         content = made.compress(picture)
         np.testing.assert_array_equal(made.decompress(content), picture)

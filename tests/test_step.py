@@ -49,7 +49,17 @@ def one(experiment):
     return trained(experiment)
 
 
-@pytest.mark.parametrize("mesh", [Mesh(data=2, tensor=2), Mesh(data=1, fsdp=2, window=2)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        Mesh(data=4),
+        Mesh(data=1, fsdp=4),
+        Mesh(data=1, window=4),
+        Mesh(data=2, tensor=2),
+        Mesh(data=1, fsdp=2, window=2),
+    ],
+    ids=str,
+)
 def test_sharded_is_unsharded(experiment, one, mesh):
     close(trained(dataclasses.replace(experiment, mesh=mesh)), one)
 
@@ -64,9 +74,10 @@ def test_weights_are_born_sharded(experiment):
     assert all(leaf.sharding == kernel.sharding for leaf in moments)
 
 
-def test_microbatches_change_nothing(experiment, one):
+@pytest.mark.parametrize("parts", [2, 8])
+def test_microbatches_change_nothing(experiment, one, parts):
     mesh = Mesh(data=1, window=4)
-    train = dataclasses.replace(experiment.train, microbatches=4)
+    train = dataclasses.replace(experiment.train, microbatches=parts)
     close(trained(dataclasses.replace(experiment, train=train, mesh=mesh)), one)
 
 
