@@ -4,8 +4,8 @@ pixtok data build glyphs datasets/glyphs
 pixtok train experiments/glyphs.py
 python experiments/glyphs.py                # → results/samples.png, results/completions.png
 
-53 minutes on one core shared with other work (x86-64, jax 0.10.2), 2026-11-24: validation bits/dim 4.790 -> 0.728, first pixels 8.514 -> 0.786
-nats, words 5.581 -> 1.257 nats.
+53 minutes on one core shared with other work (x86-64, jax 0.10.2), 2026-11-24: validation bits/dim 4.790 -> 0.728,
+first pixels 8.514 -> 0.786 nats, words 5.581 -> 1.257 nats.
 """
 
 import dataclasses
