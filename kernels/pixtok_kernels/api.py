@@ -1,17 +1,45 @@
 """Global conditional attention: exact nearby, one key for each window or word far away, under one softmax."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
+from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pixtok_kernels import library, reference, shapes
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _library(a: shapes.Arguments, scale: float) -> jax.Array:
+    return library.forward(a, scale)[0]
+
+
+def _library_forward(a: shapes.Arguments, scale: float):
+    o_BMWHD, lse_BHMW = library.forward(a, scale)
+    return o_BMWHD, (a, o_BMWHD, lse_BHMW)
+
+
+def _library_backward(scale: float, saved, do_BMWHD: jax.Array):
+    a, o_BMWHD, lse_BHMW = saved
+    dq, dk, dv, dslot_k, dslot_v, dbias = library.backward(a, scale, o_BMWHD, lse_BHMW, do_BMWHD)
+    return (shapes.Arguments(dq, dk, dv, dslot_k, dslot_v, None, dbias, None),)
+
+
+_library.defvjp(_library_forward, _library_backward)
+
+
+def _by_library(q, k, v, slot_k, slot_v, span, bias, count, scale):
+    if count is None:
+        count = jnp.full(q.shape[:2], k.shape[2] - q.shape[2], jnp.int32)
+    return _library(shapes.Arguments(q, k, v, slot_k, slot_v, span, bias, count), scale)
+
+
 Implementation = Literal["reference", "library"]
 IMPLEMENTATIONS: dict[Implementation, Callable[..., jax.Array]] = {
     "reference": reference.global_conditional_attention,
-    "library": library.global_conditional_attention,
+    "library": _by_library,
 }
 
 

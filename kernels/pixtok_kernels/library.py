@@ -1,114 +1,222 @@
-"""Three calls of `jax.nn.dot_product_attention`, merged by their log-sum-exp."""
+"""XLA's products, a few windows at a time."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 from einops import rearrange
 from jax import numpy as jnp
 
+from pixtok_kernels.shapes import Arguments
 
-class _Keys(NamedTuple):
-    """Which keys a call sees, beside its arrays."""
-
-    causal: bool
-    scale: float
+SCORES = 2**19
+BLOCK = 128
 
 
-def _call(keys: _Keys, q: jax.Array, k: jax.Array, v: jax.Array, see: dict[str, Any], residual: bool = False) -> Any:
-    call: Any = jax.nn.dot_product_attention  # its overloads know literals alone
-    return call(
-        q,
-        k,
-        v,
-        is_causal=keys.causal,
-        scale=keys.scale,
-        implementation="xla",
-        return_residual=residual,
-        **see,
-    )
+class _Windows(NamedTuple):
+    q_RCWHD: jax.Array
+    k_RCNKD: jax.Array
+    v_RCNKD: jax.Array
+    span_RC2: jax.Array
+    count_RC: jax.Array
 
 
-def _attend_plain(
-    keys: _Keys, q_BTHD: jax.Array, k_BSKD: jax.Array, v_BSKD: jax.Array, see: dict[str, Any]
-) -> tuple[jax.Array, jax.Array]:
-    """→ (attention, log-sum-exp of its scores (B, T, H)).
-
-    The library gives the latter without a gradient.  With weights p and cotangent c of the log-sum-exp,
-    d/dq_t = scale Σ_j c_t p_tj k_j is attention with the keys as values, and d/dk_j = scale Σ_t p_tj c_t q_t is what
-    attention hands back to values for the cotangent c·q.
-    """
-    return _call(keys, q_BTHD, k_BSKD, v_BSKD, see, residual=True)
+class _Slots(NamedTuple):
+    k_RSKD: jax.Array
+    v_RSKD: jax.Array
+    bias_RS: jax.Array | None
 
 
-_attend: Any = jax.custom_vjp(_attend_plain, nondiff_argnums=(0,))
+def _by_key_head(x_RCWHD, K):
+    return rearrange(x_RCWHD.astype(jnp.float32), "R C W (K G) D -> R K C (G W) D", K=K)
 
 
-def _forward(keys, q, k, v, see):
-    return _attend(keys, q, k, v, see), (q, k, v, see)
+def _near_scores(q_RKCXD, windows):
+    W, N = windows.q_RCWHD.shape[2], windows.k_RCNKD.shape[2]
+    P = N - W
+    score = jnp.einsum("RKCXD, RCNKD -> RKCXN", q_RKCXD, windows.k_RCNKD.astype(jnp.float32))
+    pixel_W1, key_1N = jnp.arange(W)[:, None], jnp.arange(N)[None]
+    see_WN = (key_1N >= P) & (key_1N - P <= pixel_W1)
+    see = see_WN
+    if P:
+        see = see_WN | ((key_1N < P) & (key_1N < windows.count_RC[:, :, None, None]))
+        see = see[:, None, :, None]
+    shape = score.shape
+    score = score.reshape(*shape[:3], -1, W, N)
+    return jnp.where(see, score, -jnp.inf).reshape(shape)
 
 
-def _backward(keys, saved, cotangents):
-    q, k, v, see = saved
-    do, dlse = cotangents
-    _, back = jax.vjp(lambda q, k, v: _call(keys, q, k, v, see), q, k, v)
-    dq, dk, dv = back(do)
-    dlse = keys.scale * dlse[..., None].astype(q.dtype)
-    _, to_values = jax.vjp(lambda v: _call(keys, q, k, v, see), k)
-    dq += dlse * _call(keys, q, k, k, see)
-    dk += to_values(dlse * q)[0]
-    return dq, dk, dv, None
+def _far_scores(q_RKYD, windows, slots, start, first):
+    """Scores of slots start … start + BLOCK, those before `first` hidden."""
+    k, v, bias = slots
+    C = windows.span_RC2.shape[1]
+    score = jnp.einsum("RKYD, RSKD -> RKYS", q_RKYD, k)
+    if bias is not None:
+        score += bias[:, None, None]
+    slot_S = start + jnp.arange(k.shape[1])
+    see_RCS = (jnp.maximum(windows.span_RC2[..., :1], first) <= slot_S) & (slot_S < windows.span_RC2[..., 1:])
+    shape = score.shape
+    score = score.reshape(*shape[:2], C, -1, shape[-1])
+    return jnp.where(see_RCS[:, None, :, None], score, -jnp.inf).reshape(shape)
 
 
-_attend.defvjp(_forward, _backward)
+def _block(slots, start, size):
+    def cut(x):
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1).astype(jnp.float32)
+
+    return _Slots(cut(slots.k_RSKD), cut(slots.v_RSKD), None if slots.bias_RS is None else cut(slots.bias_RS))
 
 
-def global_conditional_attention(
-    q_BMWHD: jax.Array,
-    k_BMPWKD: jax.Array,
-    v_BMPWKD: jax.Array,
-    slot_k_BSKD: jax.Array,
-    slot_v_BSKD: jax.Array,
-    span_BM2: jax.Array,
-    slot_bias_BS: jax.Array | None,
-    halo_count_BM: jax.Array | None,
-    scale: float,
-) -> jax.Array:
-    """See `pixtok_kernels.api`.  XLA's calls, in float32.
+def _over_blocks(span_RC2, S, step, carry):
+    if S == 0:
+        return carry
+    if S <= BLOCK:
+        return step(0, 0, S, carry)
+    begin, end = span_RC2[..., 0], span_RC2[..., 1]
+    some = begin < end
+    low = jnp.min(jnp.where(some, begin, S)) // BLOCK
+    high = (jnp.max(jnp.where(some, end, 0)) + BLOCK - 1) // BLOCK
 
-    cuDNN's are not used: through `jax.nn` their log-sum-exp comes back rounded to the dtype of q, by which parts are
-    then weighed wrongly (2⁻⁹ of it in bfloat16), and their gradients want an even number of slots.
-    """
-    B, M, W, _, D = q_BMWHD.shape
-    halo, S = k_BMPWKD.shape[2] - W, slot_k_BSKD.shape[1]
-    dtype, wide = q_BMWHD.dtype, jnp.float32
-    q, k, v, slot_k, slot_v = (a.astype(wide) for a in (q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD))
+    def body(j, carry):
+        return step(jnp.minimum(j * BLOCK, S - BLOCK), j * BLOCK, BLOCK, carry)
 
-    def by_window(array: jax.Array) -> jax.Array:
-        return rearrange(array, "B M W H D -> (B M) W H D")
+    return jax.lax.fori_loop(low, high, body, carry)
 
-    q_NWHD, k_NPWKD, v_NPWKD = by_window(q), by_window(k), by_window(v)
-    keys = _Keys(False, scale)
-    parts = [_attend(keys._replace(causal=True), q_NWHD, k_NPWKD[:, halo:], v_NPWKD[:, halo:], {})]
-    if halo:
-        count_BM = jnp.full((B, M), halo, jnp.int32) if halo_count_BM is None else halo_count_BM
-        see = {"mask": (jnp.arange(halo)[None] < count_BM.reshape(-1, 1))[:, None, None]}
-        parts.append(_attend(keys, q_NWHD, k_NPWKD[:, :halo], v_NPWKD[:, :halo], see))
-    if S:
-        slot_S = jnp.arange(S)[None, None]
-        visible_BMS = (span_BM2[:, :, :1] <= slot_S) & (slot_S < span_BM2[:, :, 1:])
-        visible_B1TS = jnp.broadcast_to(visible_BMS[:, :, None], (B, M, W, S)).reshape(B, 1, M * W, S)
-        q_BTHD = rearrange(q, "B M W H D -> B (M W) H D")
-        if slot_bias_BS is not None:  # as one more feature of the keys, so that its gradient comes with theirs
-            one = jnp.full((*q_BTHD.shape[:-1], 1), 1 / scale, wide)
-            q_BTHD = jnp.concatenate([q_BTHD, one], axis=-1)
-            bias_BSK1 = jnp.broadcast_to(slot_bias_BS.astype(wide)[:, :, None, None], (*slot_k.shape[:-1], 1))
-            slot_k = jnp.concatenate([slot_k, bias_BSK1], axis=-1)
-            slot_v = jnp.concatenate([slot_v, jnp.zeros_like(bias_BSK1)], axis=-1)
-        o_BTHD, lse_BTH = _attend(keys, q_BTHD, slot_k, slot_v, {"mask": visible_B1TS})
-        o_NWHD = rearrange(o_BTHD[..., :D], "B (M W) H D -> (B M) W H D", M=M)
-        parts.append((o_NWHD, rearrange(lse_BTH, "B (M W) H -> (B M) W H", M=M)))
-    # Where a part sees nothing its log-sum-exp is that of masked scores, hugely negative: weight 0.
-    lse_GNWH = jnp.stack([lse.astype(jnp.float32) for _, lse in parts])
-    weight_GNWH = jax.nn.softmax(lse_GNWH, axis=0)[..., None]
-    merged_NWHD = sum(weight * o.astype(jnp.float32) for weight, (o, _) in zip(weight_GNWH, parts, strict=True))
-    return rearrange(jnp.asarray(merged_NWHD), "(B M) W H D -> B M W H D", B=B).astype(dtype)
+
+def _forward(scale, windows, slots):
+    K = windows.k_RCNKD.shape[3]
+    R, C, W, H, D = windows.q_RCWHD.shape
+    q = _by_key_head(windows.q_RCWHD, K) * scale
+    score = _near_scores(q, windows)
+    top = score.max(-1, keepdims=True)
+    weight = jnp.exp(score - top)
+    total = weight.sum(-1, keepdims=True)
+    o = jnp.einsum("RKCXN, RCNKD -> RKCXD", weight, windows.v_RCNKD.astype(jnp.float32))
+    flat = lambda x: x.reshape(*x.shape[:2], -1, x.shape[-1])
+    q, top, total, o = (flat(x) for x in (q, top, total, o))
+
+    def step(start, first, size, carry):
+        o, top, total = carry
+        block = _block(slots, start, size)
+        score = _far_scores(q, windows, block, start, first)
+        higher = jnp.maximum(top, score.max(-1, keepdims=True))
+        weight, keep = jnp.exp(score - higher), jnp.exp(top - higher)
+        o = o * keep + jnp.einsum("RKYS, RSKD -> RKYD", weight, block.v_RSKD)
+        return o, higher, total * keep + weight.sum(-1, keepdims=True)
+
+    o, top, total = _over_blocks(windows.span_RC2, slots.k_RSKD.shape[1], step, (o, top, total))
+    o = rearrange((o / total).astype(windows.q_RCWHD.dtype), "R K (C G W) D -> R C W (K G) D", C=C, W=W)
+    lse = rearrange(top + jnp.log(total), "R K (C G W) 1 -> R (K G) C W", C=C, W=W)
+    return o, lse
+
+
+def _backward(scale, windows, o_RCWHD, lse_RHCW, do_RCWHD, slots, dslots):
+    K = windows.k_RCNKD.shape[3]
+    R, C, W, H, D = windows.q_RCWHD.shape
+    f = jnp.float32
+    q = _by_key_head(windows.q_RCWHD, K) * scale
+    do = _by_key_head(do_RCWHD, K)
+    delta = (do * _by_key_head(o_RCWHD, K)).sum(-1, keepdims=True)
+    lse = rearrange(lse_RHCW, "R (K G) C W -> R K C (G W) 1", K=K)
+    k, v = windows.k_RCNKD.astype(f), windows.v_RCNKD.astype(f)
+    weight = jnp.exp(_near_scores(q, windows) - lse)
+    dscore = weight * (jnp.einsum("RKCXD, RCNKD -> RKCXN", do, v) - delta)
+    dv = jnp.einsum("RKCXN, RKCXD -> RCNKD", weight, do)
+    dk = jnp.einsum("RKCXN, RKCXD -> RCNKD", dscore, q)
+    dq = jnp.einsum("RKCXN, RCNKD -> RKCXD", dscore, k)
+    flat = lambda x: x.reshape(*x.shape[:2], -1, x.shape[-1])
+    q, do, delta, lse, dq = (flat(x) for x in (q, do, delta, lse, dq))
+
+    def step(start, first, size, carry):
+        dq, dslots = carry
+        block = _block(slots, start, size)
+        weight = jnp.exp(_far_scores(q, windows, block, start, first) - lse)
+        dscore = weight * (jnp.einsum("RKYD, RSKD -> RKYS", do, block.v_RSKD) - delta)
+        dblock = _Slots(
+            jnp.einsum("RKYS, RKYD -> RSKD", dscore, q),
+            jnp.einsum("RKYS, RKYD -> RSKD", weight, do),
+            None if slots.bias_RS is None else dscore.sum((1, 2)),
+        )
+
+        def add(into, x):
+            old = jax.lax.dynamic_slice_in_dim(into, start, size, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(into, old + x, start, axis=1)
+
+        return dq + jnp.einsum("RKYS, RSKD -> RKYD", dscore, block.k_RSKD), jax.tree.map(add, dslots, dblock)
+
+    dq, dslots = _over_blocks(windows.span_RC2, slots.k_RSKD.shape[1], step, (dq, dslots))
+    dq = rearrange(dq * scale, "R K (C G W) D -> R C W (K G) D", C=C, W=W)
+    dtype = windows.q_RCWHD.dtype
+    return (dq.astype(dtype), dk.astype(dtype), dv.astype(dtype)), dslots
+
+
+def _sizes(a, scores):
+    """(rows, windows) of a chunk."""
+    B, M, W, H, _ = a.q_BMWHD.shape
+    keys = a.k_BMPWKD.shape[2] + min(a.slot_k_BSKD.shape[1], BLOCK)
+    windows = max(1, scores // (H * W * keys))
+    if windows < M:
+        C = next((c for c in range(windows, windows // 2, -1) if M % c == 0), windows)
+        return 1, C
+    return max(r for r in range(1, B + 1) if B % r == 0 and r * M <= windows), M
+
+
+def _split(a, R, C, extra=()):
+    B, M = a.span_BM2.shape[:2]
+    n = -(-M // C)
+
+    def cut(x):
+        if n * C > M:
+            x = jnp.pad(x, ((0, 0), (0, n * C - M)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(-1, R, C, *x.shape[2:])
+
+    return [cut(x) for x in (a.q_BMWHD, a.k_BMPWKD, a.v_BMPWKD, a.span_BM2, a.halo_count_BM, *extra)], n
+
+
+def forward(a: Arguments, scale: float, scores=None):
+    B, M, W, H, D = a.q_BMWHD.shape
+    R, C = _sizes(a, scores or SCORES)
+    parts, n = _split(a, R, C)
+    slots = _Slots(a.slot_k_BSKD, a.slot_v_BSKD, a.slot_bias_BS)
+    if R == B and C == M:
+        o, lse = _forward(scale, _Windows(*(x[0] for x in parts)), slots)
+        return o, lse
+    slots = jax.tree.map(lambda x: x.reshape(-1, R, *x.shape[1:]), slots)
+
+    def step(i_parts):
+        i, parts = i_parts
+        return _forward(scale, _Windows(*parts), jax.tree.map(lambda x: x[i // n], slots))
+
+    o, lse = jax.lax.map(step, (jnp.arange(parts[0].shape[0]), parts))
+    o = o.reshape(B, n * C, W, H, D)[:, :M]
+    lse = rearrange(lse, "(B n) R H C W -> (B R) H (n C) W", n=n)[:, :, :M]
+    return o, lse
+
+
+def backward(a: Arguments, scale: float, o, lse, do, scores=None):
+    B, M, W, H, D = a.q_BMWHD.shape
+    R, C = _sizes(a, scores or SCORES)
+    parts, n = _split(a, R, C, (o, do))
+    slots = _Slots(a.slot_k_BSKD, a.slot_v_BSKD, a.slot_bias_BS)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), slots)
+    if R == B and C == M:
+        *w, o, do = (x[0] for x in parts)
+        (dq, dk, dv), dslots = _backward(scale, _Windows(*w), o, lse, do, slots, zeros)
+    else:
+        lse = jnp.pad(lse, ((0, 0), (0, 0), (0, n * C - M), (0, 0)))
+        lse = rearrange(lse, "(B R) H (n C) W -> (B n) R H C W", n=n, R=R)
+        slots = jax.tree.map(lambda x: x.reshape(-1, R, *x.shape[1:]), slots)
+        zeros = jax.tree.map(lambda x: x.reshape(-1, R, *x.shape[1:]), zeros)
+
+        def step(dslots, part):
+            i, parts, lse = part
+            *w, o, do = parts
+            at = lambda x: x[i // n]
+            d, new = _backward(scale, _Windows(*w), o, lse, do, jax.tree.map(at, slots), jax.tree.map(at, dslots))
+            return jax.tree.map(lambda x, y: x.at[i // n].set(y), dslots, new), d
+
+        dslots, d = jax.lax.scan(step, zeros, (jnp.arange(parts[0].shape[0]), parts, lse))
+        dq, dk, dv = (x.reshape(B, n * C, *x.shape[3:])[:, :M] for x in d)
+        dslots = jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), dslots)
+    dslots = jax.tree.map(lambda x, y: x.astype(y.dtype), dslots, _Slots(a.slot_k_BSKD, a.slot_v_BSKD, a.slot_bias_BS))
+    return dq, dk, dv, *dslots
