@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax import numpy as jnp
@@ -21,10 +21,11 @@ def _library_forward(a: shapes.Arguments, scale: float):
     return o_BMWHD, (a, o_BMWHD, lse_BHMW)
 
 
-def _library_backward(scale: float, saved, do_BMWHD: jax.Array):
+def _library_backward(scale: float, saved, do_BMWHD: jax.Array) -> Any:
     a, o_BMWHD, lse_BHMW = saved
     dq, dk, dv, dslot_k, dslot_v, dbias = library.backward(a, scale, o_BMWHD, lse_BHMW, do_BMWHD)
-    return (shapes.Arguments(dq, dk, dv, dslot_k, dslot_v, None, dbias, None),)
+    none: Any = None
+    return (shapes.Arguments(dq, dk, dv, dslot_k, dslot_v, none, dbias, none),)
 
 
 _library.defvjp(_library_forward, _library_backward)
@@ -37,7 +38,7 @@ def _by_library(q, k, v, slot_k, slot_v, span, bias, count, scale):
 
 
 Implementation = Literal["reference", "library"]
-IMPLEMENTATIONS: dict[Implementation, Callable[..., jax.Array]] = {
+IMPLEMENTATIONS: dict[Implementation, Callable[..., Any]] = {
     "reference": reference.global_conditional_attention,
     "library": _by_library,
 }

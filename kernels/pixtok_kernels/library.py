@@ -1,8 +1,8 @@
 """What libraries give: XLA's products and, on CUDA, cuDNN's attention, a few windows at a time.
 
 The gradient is that of FlashAttention (arXiv 2205.14135, algorithm 4): with weights w = exp(score − lse) and
-δ = Σ_d do·o, dv = wᵀ do and dscore = w ∘ (do vᵀ − δ).  Given the log-sum-exp over *all* keys and the whole o, it is exact
-for any part of the keys alone, so parts need no gradient of their log-sum-exp.
+δ = Σ_d do·o, dv = wᵀ do and dscore = w ∘ (do vᵀ − δ).  Given the log-sum-exp over *all* keys and the whole o, it is
+exact for any part of the keys alone, so parts need no gradient of their log-sum-exp.
 
 R and C are the rows and windows at once, N = R·C, X = W·G and Y = C·X query rows on one key head, J gathered keys.
 """
@@ -62,8 +62,8 @@ def _ways(a: Arguments) -> dict[str, _Way]:
         name: _Way(scores // (W * H * (keys + min(S, SLOT_BLOCK))), _products, _products_back)
         for name, scores in SCORES.items()
     }
-    # cuDNN wants 16 bits and whole groups of 8 features; a bias of slots would be an array of all scores for it, and a few
-    # pixels leave most of its 128 × 128 tiles empty.
+    # cuDNN wants 16 bits and whole groups of 8 features; a bias of slots would be an array of all scores for it, and a
+    # few pixels leave most of its 128 × 128 tiles empty.
     if a.q_BMWHD.dtype.itemsize == 2 and D % 8 == 0 and D <= 128 and a.slot_bias_BS is None and W >= 64:
         # It cannot walk along spans, so keys are gathered: as many at once as there are pixels in all.
         pixels = a.span_BM2.shape[0] * a.span_BM2.shape[1] * W
@@ -158,7 +158,7 @@ def _backward(
     return *own, *jax.tree.map(lambda x, like: x.astype(like.dtype), dslots, slots)
 
 
-# --------------------------------------------------------------------------------------------------------- XLA's products
+# ------------------------------------------------------------------------------------------------------- XLA's products
 
 
 def _product(equation: str, *arrays: jax.Array, dtype: Any) -> jax.Array:
@@ -297,7 +297,7 @@ def _products_back(
     return tuple(x.astype(dtype) for x in (dq_RCWHD, dk, dv)), dslots
 
 
-# ------------------------------------------------------------------------------------------------------ cuDNN's attention
+# ---------------------------------------------------------------------------------------------------- cuDNN's attention
 
 
 def _gathered(a: Arguments) -> int:
@@ -347,7 +347,7 @@ def _own(x_RCPWKD: jax.Array, W: int) -> jax.Array:
 
 
 def _cudnn(a: Arguments, scale: float) -> tuple[jax.Array, jax.Array]:
-    R, C, W = a.q_BMWHD.shape[:3]
+    R, _, W = a.q_BMWHD.shape[:3]
     q_NWHD = _own(a.q_BMWHD, W)
     o_NWHD, lse_NHW = attend(q_NWHD, _own(a.k_BMPWKD, W), _own(a.v_BMPWKD, W), None, scale)
     if _gathered(a):
@@ -384,7 +384,9 @@ def _cudnn_back(
     return (dq.reshape(a.q_BMWHD.shape), dk, dv), dslots
 
 
-def _call(q_NTHD: jax.Array, count_N: jax.Array | None, scale: float) -> tuple[Any, tuple[jax.Array, ...], dict[str, Any]]:
+def _call(
+    q_NTHD: jax.Array, count_N: jax.Array | None, scale: float
+) -> tuple[Any, tuple[jax.Array, ...], dict[str, Any]]:
     """(cuDNN in jax, its arguments after the bias, its parameters): causal, or the first `count` keys, at least 1."""
     # Private, since the public call rounds the log-sum-exp to the dtype of q and takes none for the gradient.
     from jax._src.cudnn import fused_attention_stablehlo as cudnn

@@ -1,8 +1,10 @@
-"""Shapes of the operation: the check of its arguments, and the cases that tests and benchmarks share."""
+"""Shapes of the operation: its arguments and their check, and the cases that tests, benchmark and tuner share."""
 
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax import numpy as jnp
 
 
 class Arguments(NamedTuple):
@@ -39,6 +41,42 @@ CASES = {
     "one-window": Case(B=1, M=1, W=16, P=0, S=2, H=4, K=1, D=8),
 }
 """Small ones, which together reach every branch."""
+
+_WINDOWS = (4, 16, 64, 196, 392, 784)
+BENCH = [Case(B=1, M=M, W=256, P=P, S=M, H=12, K=6, D=64) for M in _WINDOWS for P in (0, 35)]
+"""Images of 1,024 to 200,704 pixels in windows of 16 × 16, one slot for each; a halo of one pixel is 35 keys."""
+
+
+def draw(case: Case, dtype: Any, ragged: bool, seed: int = 0) -> Arguments:
+    """Normal arrays.
+
+    Ragged: any spans, a third of them empty, any halo counts, and a bias.  Else as for one image: windows see their
+    whole halo and the slots of the windows before, and there is no bias.
+    """
+    B, M, W, P, S, H, K, D = case
+    shapes = [(B, M, W, H, D), (B, M, P + W, K, D), (B, M, P + W, K, D), (B, S, K, D), (B, S, K, D)]
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    q, k, v, slot_k, slot_v = (jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    if not ragged:
+        span_M2 = np.stack([np.zeros(M), np.minimum(np.arange(M), S)], -1).astype(np.int32)
+        return Arguments(
+            q, k, v, slot_k, slot_v, jnp.asarray(np.tile(span_M2, (B, 1, 1))), None, jnp.full((B, M), P, jnp.int32)
+        )
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, S + 1, size=(B, M))
+    end = np.where(rng.random((B, M)) < 0.3, start, rng.integers(start, S + 1))
+    span_BM2, count_BM = np.stack([start, end], -1), rng.integers(0, P + 1, size=(B, M))
+    bias_BS = rng.normal(size=(B, S)).astype(np.float32)
+    return Arguments(
+        q,
+        k,
+        v,
+        slot_k,
+        slot_v,
+        jnp.asarray(span_BM2, jnp.int32),
+        jnp.asarray(bias_BS),
+        jnp.asarray(count_BM, jnp.int32),
+    )
 
 
 def check(
