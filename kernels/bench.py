@@ -1,110 +1,375 @@
-"""Cost of global conditional attention against causal attention over all pixels, as ratios of one run.
+"""Global conditional attention on one device: is it right, how fast is it, what does it hold, against causal attention.
 
-python kernels/bench.py [--json OUT.json] [--largest 16384]
+python kernels/bench.py --device gpu|cpu [--out ROWS.jsonl] [--minutes 8] [--largest 200704] [--lanes library,reference]
 
-Forward and gradient of one layer, for N pixels in windows of W ≈ √N, one slot for each window and no halo: the score
-pairs that the definition asks for, the FLOPs that the compiler counts, and seconds (median, taking turns).
+Numerics first: each implementation against float32 `reference`.  Then forward, and forward with gradient, of one layer
+on an image of N pixels, one slot for each window.  The yardstick is causal attention over all pixels with the same heads:
+12 on 6 key heads in bfloat16, on the CPU 2 on 1 in float32, all 64 wide, on the same random data.
+A row is printed, and written as a line of JSON, as soon as it exists; a lane that fails is a row with its error; what
+does not fit in memory or in the time left is a row that says so.  Last, the targets.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
+import os
+import resource
 import statistics
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 
 from pixtok_kernels import global_conditional_attention
 from pixtok_kernels.api import IMPLEMENTATIONS
+from pixtok_kernels.shapes import BENCH, CASES, Arguments, Case, draw
 
-HEADS, KEY_HEADS, WIDTH = 2, 1, 32
+LANES = {
+    "gpu": ("pallas_gpu", "library", "reference", "causal", "tokamax"),
+    "cpu": ("library", "reference", "causal"),
+}
+PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
+"""Dense bfloat16 FLOP/s and bytes/s of the SXM cards (NVIDIA's data sheets)."""
+TOLERANCE = {"bfloat16": 2**-8, "float32": 2e-6}
+"""Of the root mean square; rounding right values to bfloat16 alone costs 1.7e-3."""
 
-
-def lanes(pixels: int, window: int):
-    """Name → (function, arguments) of causal attention and of each implementation."""
-    rng = np.random.default_rng(0)
-    windows = pixels // window
-
-    def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    q, k, v = normal(1, pixels, HEADS, WIDTH), normal(1, pixels, KEY_HEADS, WIDTH), normal(1, pixels, KEY_HEADS, WIDTH)
-    slots = normal(1, windows, KEY_HEADS, WIDTH), normal(1, windows, KEY_HEADS, WIDTH)
-    span = jnp.stack([jnp.zeros(windows, jnp.int32), jnp.arange(windows, dtype=jnp.int32)], -1)[None]
-    split = tuple(array.reshape(1, windows, window, -1, WIDTH) for array in (q, k, v))
-    yield "causal", functools.partial(jax.nn.dot_product_attention, is_causal=True), (q, k, v)
-    for name in IMPLEMENTATIONS:
-        yield (
-            name,
-            functools.partial(global_conditional_attention, implementation=name, span_BM2=span),
-            (*split, *slots),
-        )
+Row = dict[str, Any]
+Emit = Callable[[Row], None]
 
 
-def measure(pixels: int, window: int) -> list[dict]:
-    """One row for each lane."""
-    made = {}
-    for name, function, arguments in lanes(pixels, window):
+class Lane(NamedTuple):
+    """One way to do one pass of one case."""
 
-        def loss(*arguments, function=function):
-            return (function(*arguments) ** 2).sum()
+    attention: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
-        compiled = jax.jit(jax.grad(loss, argnums=tuple(range(len(arguments))))).lower(*arguments).compile()
-        jax.block_until_ready(compiled(*arguments))
-        made[name] = compiled, arguments, []
-    for _ in range(9 if pixels <= 4096 else 3):
-        for compiled, arguments, seconds in made.values():
-            begin = time.perf_counter()
-            jax.block_until_ready(compiled(*arguments))
-            seconds.append(time.perf_counter() - begin)
-    windows = pixels // window
-    pairs = {
-        name: pixels * (pixels + 1) // 2
-        if name == "causal"
-        else windows * window * (window + 1) // 2 + window * windows * (windows - 1) // 2
-        for name in made
-    }
-    base = statistics.median(made["causal"][2])
-    return [
-        {
-            "pixels": pixels,
-            "window": window,
-            "attention": name,
-            "score_pairs": pairs[name],
-            "flops": compiled.cost_analysis()["flops"],
-            "bytes": compiled.memory_analysis().temp_size_in_bytes,
-            "seconds": statistics.median(seconds),
-            "speed_up": base / statistics.median(seconds),
-        }
-        for name, (compiled, _, seconds) in made.items()
+
+def cases(device: str) -> list[Case]:
+    """On the CPU fewer heads, so that it ends in minutes, and also small windows."""
+    if device == "gpu":
+        return BENCH
+    few = [case._replace(H=2, K=1) for case in BENCH]
+    small = [
+        case._replace(W=64, M=4 * case.M, S=4 * case.S) for case in few if case.P == 0 and case.M * case.W <= 16384
     ]
+    return sorted(few + small, key=lambda case: case.M * case.W)
 
 
-def main() -> None:
+def conditional(name: Any, a: Arguments) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """(attention of its differentiable arguments, those)."""
+
+    def attend(*arrays: Any) -> jax.Array:
+        more: dict[str, Any] = {"halo_count_BM": a.halo_count_BM, "implementation": name}
+        q, k, v, slot_k, slot_v, *bias = arrays
+        return global_conditional_attention(q, k, v, slot_k, slot_v, a.span_BM2, *bias, **more)
+
+    arrays = (a.q_BMWHD, a.k_BMPWKD, a.v_BMPWKD, a.slot_k_BSKD, a.slot_v_BSKD)
+    return attend, arrays if a.slot_bias_BS is None else (*arrays, a.slot_bias_BS)
+
+
+def attention(name: str, device: str, a: Arguments) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """Of a lane; causal attention has the same pixels, without windows."""
+    if name in IMPLEMENTATIONS:
+        return conditional(name, a)
+    own = (x[:, :, x.shape[2] - a.q_BMWHD.shape[2] :] for x in a[:3])
+    arrays = tuple(x.reshape(x.shape[0], -1, *x.shape[3:]) for x in own)
+    if name == "tokamax":
+        function = importlib.import_module("tokamax").dot_product_attention
+        return functools.partial(function, is_causal=True), arrays
+    which: Any = "cudnn" if device == "gpu" else "xla"
+    return functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=which), arrays
+
+
+def with_gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """(arrays, cotangent) → attention and all gradients."""
+
+    def both(arrays: tuple[jax.Array, ...], cotangent: jax.Array) -> Any:
+        o, back = jax.vjp(function, *arrays)
+        return o, back(cotangent)
+
+    return both
+
+
+def lane(name: str, device: str, a: Arguments, gradient: bool) -> Lane:
+    function, arrays = attention(name, device, a)
+    if not gradient:
+        return Lane(name, function, arrays)
+    like = jax.eval_shape(function, *arrays)
+    return Lane(name, with_gradient(function), (arrays, jax.random.normal(jax.random.key(1), like.shape, like.dtype)))
+
+
+# ------------------------------------------------------------------------------------------------------------- numerics
+
+
+def numerics(device: str, names: list[str], emit: Emit) -> None:
+    """Root mean square of the error over that of the right values, the worst of output and gradients."""
+    checked = {
+        "small windows": CASES["grouped"]._replace(D=64),
+        "ragged": Case(B=2, M=5, W=64, P=19, S=140, H=4, K=2, D=64),
+        "large windows": Case(B=1, M=6, W=256, P=35, S=9, H=2, K=1, D=64),
+    }
+    for title, case in checked.items():
+        for bias in (False, True):
+            for dtype in (jnp.bfloat16,) if device == "gpu" else (jnp.float32, jnp.bfloat16):
+                a = draw(case, dtype, ragged=True)
+                a = a if bias else a._replace(slot_bias_BS=None)
+                wide = jax.tree.map(_widened, a)
+                _, function, (arrays, cotangent) = lane("reference", device, wide, gradient=True)
+                cotangent = cotangent.astype(dtype).astype(jnp.float32)
+                with jax.default_matmul_precision("highest"):
+                    right = jax.jit(function)(arrays, cotangent)
+                for name in names:
+                    row: Row = {"kind": "numerics", "case": title, "bias": bias, "dtype": jnp.dtype(dtype).name}
+                    row["attention"] = name
+                    try:
+                        _, function, (arrays, _) = lane(name, device, a, gradient=True)
+                        got = jax.jit(function)(arrays, cotangent.astype(dtype))
+                        error = jax.tree.leaves(jax.tree.map(_error, got, right))
+                        row |= {
+                            "error": max(error),
+                            "error_forward": error[0],
+                            "ok": max(error) <= TOLERANCE[row["dtype"]],
+                        }
+                    except Exception as problem:  # any lane may lack its library or its device
+                        row |= {"error_line": _line(problem), "ok": False}
+                    emit(row)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _error(got: jax.Array, right: jax.Array) -> float:
+    wide = got.astype(jnp.float32)
+    return float(jnp.sqrt(jnp.mean((wide - right) ** 2) / jnp.mean(right**2)))
+
+
+def _line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".splitlines()[0][:300]
+
+
+# ---------------------------------------------------------------------------------------------------------------- times
+
+
+def pairs(case: Case, causal: bool) -> int:
+    """Score pairs of one head that the definition asks for."""
+    pixels = case.M * case.W
+    if causal:
+        return pixels * (pixels + 1) // 2
+    return case.M * case.W * (case.W + 1) // 2 + pixels * case.P + case.W * case.M * (case.M - 1) // 2
+
+
+def least_seconds(case: Case, lane: Lane, gradient: bool, peaks: tuple[float, float] | None) -> float | None:
+    """The roofline: 2 products a pair, and 5 more with gradient; each pass moves what it reads and writes once."""
+    if peaks is None:
+        return None
+    flops = pairs(case, lane.attention not in IMPLEMENTATIONS) * case.B * case.H * case.D * 2 * (7 if gradient else 2)
+    arrays, *cotangent = lane.arguments if gradient else (lane.arguments,)
+    read = sum(x.nbytes for x in arrays)
+    q = arrays[0].nbytes
+    # forward: inputs, o.  Backward: inputs, o, do, and as much as the inputs are for their gradients.
+    moved = read + q + (2 * read + 2 * q if cotangent else 0)
+    return max(flops / peaks[0], moved / peaks[1])
+
+
+def free_bytes(device: str) -> int:
+    if device == "cpu":
+        return int(0.7 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    stats = jax.devices()[0].memory_stats() or {}
+    return int(0.9 * (stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)))
+
+
+def seconds(compiled: Any, arguments: tuple[Any, ...], calls: int, warm: bool) -> float:
+    """Of one call, when `calls` are queued at once.
+
+    `warm`: after one that is not measured.  The CPU still frees the memory of a call after its result is ready, which
+    would be counted for whichever lane comes next.
+    """
+    if warm:
+        jax.block_until_ready(compiled(*arguments))
+    begin = time.perf_counter()
+    results = [compiled(*arguments) for _ in range(calls)]
+    jax.block_until_ready(results)
+    return (time.perf_counter() - begin) / calls
+
+
+def times(device: str, names: list[str], largest: int, deadline: float, emit: Emit) -> None:
+    kind = jax.devices()[0].device_kind
+    peaks = next((peak for card, peak in PEAKS.items() if card in kind), None)
+    last: dict[Any, tuple[int, float]] = {}  # lane → pixels and seconds, all of it, at its last size
+    for case in cases(device):
+        pixels = case.M * case.W
+        if pixels > largest:
+            continue
+        a = draw(case, jnp.bfloat16 if device == "gpu" else jnp.float32, ragged=False)
+        for gradient in (False, True):
+            turns = []
+            for name in names:
+                begin, left = time.monotonic(), deadline - time.monotonic()
+                row: Row = {"kind": "time", "attention": name, "pass": "both" if gradient else "forward"}
+                row |= {"pixels": pixels, "window": case.W, "halo": case.P, "heads": case.H, "key_heads": case.K}
+                row["score_pairs"] = pairs(case, name not in IMPLEMENTATIONS)
+                was, took = last.get((name, gradient), (pixels, 0.0))
+                # No lane may take what all others need.
+                if left < 0 or took * (pixels / was) ** (1.5 if name in IMPLEMENTATIONS else 2) > left / 4:
+                    emit(row | {"skipped": "no time left for it"})
+                    continue
+                try:
+                    made = lane(name, device, a, gradient)
+                    compiled = jax.jit(made.function).lower(*made.arguments).compile()
+                    memory: Any = compiled.memory_analysis()
+                    row["temporary_mib"] = memory.temp_size_in_bytes / 2**20
+                    needed, free = memory.temp_size_in_bytes + memory.output_size_in_bytes, free_bytes(device)
+                    if needed > free:
+                        emit(row | {"skipped": f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f}"})
+                        continue
+                    seconds(compiled, made.arguments, 1, warm=False)
+                    once = seconds(compiled, made.arguments, 1, warm=False)
+                except Exception as problem:  # recorded; the other lanes go on
+                    emit(row | {"error_line": _line(problem)})
+                    continue
+                # A queue hides the time that sending a call off takes.  The CPU would run queued calls side by side.
+                calls = 1 if device == "cpu" else max(1, min(50, int(0.02 / once)))
+                row |= {"least": least_seconds(case, made, gradient, peaks), "calls": calls}
+                last[name, gradient] = pixels, time.monotonic() - begin + 3 * once
+                turns.append((compiled, made.arguments, once, row, []))
+            for number in range(7):
+                for compiled, arguments, once, row, taken in turns:
+                    if number < 3 or once < 0.1:
+                        taken.append(seconds(compiled, arguments, row["calls"], warm=once < 1))
+            median = {row["attention"]: statistics.median(taken) for *_, row, taken in turns}
+            for *_, row, taken in turns:
+                mine, least = median[row["attention"]], row.pop("least")
+                row |= {"ms": mine * 1e3, "least_ms": min(taken) * 1e3, "rounds": len(taken)}
+                row |= {"speed_up": median["causal"] / mine if "causal" in median else None}
+                row |= {"roofline": least / mine if least else None}
+                row["peak_host_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+                emit(row)
+
+
+# -------------------------------------------------------------------------------------------------------------- targets
+
+
+def summary(device: str, rows: list[Row], emit: Emit) -> None:
+    """What was asked for, what came, and whether that is enough; `None` where it was not measured."""
+    made = {
+        (row["attention"], row["pass"], row["pixels"], row["window"], row["halo"]): row
+        for row in rows
+        if row["kind"] == "time" and "ms" in row
+    }
+    ours = [name for name in LANES[device] if name in IMPLEMENTATIONS and name != "reference"]
+
+    def of(what: str, pass_: str, pixels: int, halo: int) -> float | None:
+        found = [made[key][what] for name in ours if (key := (name, pass_, pixels, 256, halo)) in made]
+        return max((x for x in found if x is not None), default=None)
+
+    def target(title: str, got: float | None, wanted: float, most: bool = False) -> None:
+        ok = None if got is None else bool(got <= wanted if most else got >= wanted)
+        emit({"kind": "target", "target": title, "wanted": wanted, "got": got, "ok": ok})
+
+    for dtype, limit in TOLERANCE.items():
+        errors = [
+            row["error"] for row in rows if row["kind"] == "numerics" and row["dtype"] == dtype and "error" in row
+        ]
+        target(f"largest relative error, {dtype}", max(errors, default=None), limit, most=True)
+    for pass_ in ("forward", "both"):
+        ratios = {key[2]: of("speed_up", pass_, key[2], 0) for key in made if key[3:] == (256, 0)}
+        ahead = [pixels for pixels, ratio in ratios.items() if ratio and ratio >= 1]
+        target(f"{pass_}: fewest pixels where it is no slower than causal", min(ahead, default=None), 4096, most=True)
+    if device == "gpu":
+        target("forward: times causal's speed at 50,176", of("speed_up", "forward", 50176, 0), 20)
+        target("both: times causal's speed at 50,176", of("speed_up", "both", 50176, 0), 15)
+        for pass_ in ("forward", "both"):
+            target(f"{pass_}: times causal's speed at 50,176, halo 35", of("speed_up", pass_, 50176, 35), 8)
+            target(f"{pass_}: share of the roofline at 50,176", of("roofline", pass_, 50176, 0), 0.5)
+    else:
+        ratios = [
+            made["reference", *key[1:]]["ms"] / row["ms"]
+            for key, row in made.items()
+            if key[0] == "library" and key[2] >= 4096 and ("reference", *key[1:]) in made
+        ]
+        target("library: least times reference's speed from 4,096 on", min(ratios, default=None), 1)
+    for pass_ in ("forward", "both"):
+        held = {k[2]: r["temporary_mib"] for k, r in made.items() if k[:2] == ("library", pass_) and k[3:] == (256, 0)}
+        few, many = min((p for p in held if p >= 16384), default=0), max(held, default=0)
+        growth = held[many] / held[few] / (many / few) if 0 < few < many else None
+        target(f"{pass_}: library's memory for each pixel, {many} pixels over {few}", growth, 1.1, most=True)
+
+
+def printed(row: Row) -> str:
+    kind = row["kind"]
+    if kind == "device":
+        return f"{row['device']}, jax {row['jax']}"
+    if kind == "target":
+        mark = {True: "pass", False: "FAIL", None: "not measured"}[row["ok"]]
+        got = "" if row["got"] is None else f"{row['got']:.4g} of "
+        return f"{mark:>12}  {row['target']}: {got}{row['wanted']:g}"
+    if kind == "numerics":
+        end = row.get("error_line") or f"{row['error_forward']:.1e} forward, {row['error']:.1e} worst"
+        bias = "bias" if row["bias"] else "no bias"
+        return f"{'pass' if row['ok'] else 'FAIL'} {row['attention']:>10} {row['dtype']} {row['case']}, {bias}: {end}"
+    head = f"{row['pixels']:8,} W {row['window']:3} P {row['halo']:2} {row['attention']:>10} {row['pass']:>7}"
+    if "ms" not in row:
+        return f"{head}  {row.get('skipped') or row['error_line']}"
+    more = f" {row['speed_up']:7.2f} × causal" if row["speed_up"] else ""
+    more += f" {100 * row['roofline']:5.1f} % of roofline" if row["roofline"] else ""
+    return f"{head} {row['ms']:10.3f} ms {row['temporary_mib']:9.1f} MiB{more}"
+
+
+def recorder(out: Path | None) -> tuple[list[Row], Emit]:
+    rows: list[Row] = []
+    if out:
+        out.write_text("")
+
+    def emit(row: Row) -> None:
+        rows.append(row)
+        print(printed(row), flush=True)
+        if out:
+            with out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    return rows, emit
+
+
+def lanes(device: str, wanted: str | None) -> Iterator[str]:
+    """Those that are installed, and wanted."""
+    for name in LANES[device]:
+        here = name in IMPLEMENTATIONS or name == "causal" or importlib.util.find_spec(name)
+        if here and (wanted is None or name in wanted.split(",")):
+            yield name
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--largest", type=int, default=16384, help="largest number of pixels")
-    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--device", choices=("gpu", "cpu"), required=True)
+    parser.add_argument("--out", type=Path, help="also write the rows here, as lines of JSON")
+    parser.add_argument("--minutes", type=float, default=8, help="after which nothing new is begun")
+    parser.add_argument("--largest", type=int, default=200704, help="largest number of pixels")
+    parser.add_argument("--lanes", help="only these, separated by commas")
     options = parser.parse_args()
-    rows = []
-    print(
-        f"{'pixels':>8} {'window':>7} {'attention':>10} {'pairs':>14} {'GFLOP':>9} {'MiB':>8} {'ms':>9} {'speed-up':>9}"
+    deadline = time.monotonic() + 60 * options.minutes
+    try:
+        jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])
+        kind = jax.devices()[0].device_kind
+    except Exception as problem:  # jax has several, an AssertionError among them
+        print(f"no {options.device} here: {_line(problem)}", file=sys.stderr)
+        return 2
+    rows, emit = recorder(options.out)
+    emit(
+        {"kind": "device", "device": kind, "jax": jax.__version__, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     )
-    for pixels, window in ((1024, 64), (4096, 64), (16384, 256), (65536, 256)):
-        if pixels <= options.largest:
-            for row in measure(pixels, window):
-                rows.append(row)
-                print(
-                    f"{pixels:8} {window:7} {row['attention']:>10} {row['score_pairs']:14,} {row['flops'] / 1e9:9.2f} "
-                    f"{row['bytes'] / 2**20:8.1f} {row['seconds'] * 1e3:9.1f} {row['speed_up']:9.2f}",
-                    flush=True,
-                )
-    if options.json:
-        device = jax.devices()[0].device_kind
-        options.json.write_text(json.dumps({"device": device, "jax": jax.__version__, "rows": rows}, indent=1) + "\n")
+    names = list(lanes(options.device, options.lanes))
+    numerics(options.device, [name for name in names if name in IMPLEMENTATIONS], emit)
+    times(options.device, names, options.largest, deadline, emit)
+    summary(options.device, rows, emit)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
