@@ -8,7 +8,7 @@ R and C are the rows and windows at once, N = R·C, X = W·G and Y = C·X query 
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +92,13 @@ def _put(into: jax.Array, x: jax.Array, start: tuple[Any, ...]) -> jax.Array:
     return jax.lax.dynamic_update_slice(into, x, (*start, *(0 for _ in range(x.ndim - len(start)))))
 
 
+def _no_gradient(a: Arguments) -> tuple[Any, ...]:
+    """Float32 zeros for all slots, which vary over the axes of a mesh as q does (inside `jax.shard_map`)."""
+    zero = jnp.where(a.q_BMWHD[0, 0, 0, 0, 0] > 0, jnp.float32(0), jnp.float32(0))
+    slots = (a.slot_k_BSKD, a.slot_v_BSKD, a.slot_bias_BS)
+    return jax.tree.map(lambda x: jnp.broadcast_to(zero, x.shape), slots)
+
+
 def _map_windows(f: Callable[[jax.Array], jax.Array], a: Arguments) -> Arguments:
     return a._replace(
         q_BMWHD=f(a.q_BMWHD),
@@ -152,8 +159,7 @@ def _backward(
             add = lambda into, x: _put(into, _cut(into, (row,), (rows,)) + x, (row,))  # noqa: E731
             return jax.tree.map(add, dslots, more), own
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), slots)
-        dslots, own = jax.lax.scan(step, zeros, jnp.arange(B // rows * chunks))
+        dslots, own = jax.lax.scan(step, _no_gradient(a), jnp.arange(B // rows * chunks))
         own = (x.reshape(B, -1, *x.shape[3:])[:, :M] for x in own)
     return *own, *jax.tree.map(lambda x, like: x.astype(like.dtype), dslots, slots)
 
@@ -266,16 +272,18 @@ def _products_back(
     # As a product: XLA's sum over the last axis of what it multiplies takes ten times as long on the CPU.
     delta = _product("RKCXD, RKCXD -> RKCX", do, o, dtype=jnp.float32)[..., None]
     lse = rearrange(lse_RHCW, "R (K G) C W -> R K C (W G) 1", K=K)
-    dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    dqs = []
+    near = []
     for first, rows, keys in _pixel_blocks(a):
         q_, do_, delta_, lse_ = (x[:, :, :, rows] for x in (q, do, delta, lse))
         weight = jnp.exp(_near_scores(a, scale, q_, k[:, :, keys], first) - lse_)
         dweight = _product("RKCXD, RCNKD -> RKCXN", do_, v[:, :, keys], dtype=dtype)
         dscore = scale * weight * (dweight - delta_)
-        dv = dv.at[:, :, keys].add(_product("RKCXN, RKCXD -> RCNKD", weight, do_, dtype=dtype))
-        dk = dk.at[:, :, keys].add(_product("RKCXN, RKCXD -> RCNKD", dscore, q_, dtype=dtype))
-        dqs.append(_product("RKCXN, RCNKD -> RKCXD", dscore, k[:, :, keys], dtype=dtype))
+        dv = _product("RKCXN, RKCXD -> RCNKD", weight, do_, dtype=dtype)
+        dk = _product("RKCXN, RKCXD -> RCNKD", dscore, q_, dtype=dtype)
+        dk, dv = (_pad(x, k.shape[2] - keys.stop, axis=2) for x in (dk, dv))
+        near.append((_product("RKCXN, RCNKD -> RKCXD", dscore, k[:, :, keys], dtype=dtype), dk, dv))
+    dqs, dks, dvs = zip(*near, strict=True)
+    dk, dv = (reduce(jnp.add, parts) for parts in (dks, dvs))
     q, do, delta, lse, dq = (_merge_windows(x) for x in (q, do, delta, lse, jnp.concatenate(dqs, axis=3)))
 
     def step(carry: Any, start: Any, first: Any, slots: Any) -> Any:
@@ -290,9 +298,7 @@ def _products_back(
         dq += _product("RKYS, RSKD -> RKYD", dscore, k, dtype=dtype)
         return dq, jax.tree.map(add, dslots, (dk, dv, dbias))
 
-    slots = (a.slot_k_BSKD, a.slot_v_BSKD, a.slot_bias_BS)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), slots)
-    dq, dslots = _over_slots(a, step, (dq, zeros))
+    dq, dslots = _over_slots(a, step, (dq, _no_gradient(a)))
     dq_RCWHD = rearrange(dq, "R K (C W G) D -> R C W (K G) D", C=C, W=W)
     return tuple(x.astype(dtype) for x in (dq_RCWHD, dk, dv)), dslots
 
@@ -370,7 +376,7 @@ def _cudnn_back(
     lse = rearrange(lse_RHCW, "R H C W -> (R C) H W")
     dq, dk, dv = attend_back(q, _own(a.k_BMPWKD, W), _own(a.v_BMPWKD, W), None, scale, lse, o, do)
     dk, dv = dk.reshape(a.k_BMPWKD.shape[:2] + dk.shape[1:]), dv.reshape(a.k_BMPWKD.shape[:2] + dv.shape[1:])
-    dslots = (jnp.zeros(a.slot_k_BSKD.shape, wide), jnp.zeros(a.slot_v_BSKD.shape, wide), None)
+    dslots = _no_gradient(a)
     if _gathered(a):
         count = _count(a)
         k, v = _gather(a, a.k_BMPWKD, a.slot_k_BSKD), _gather(a, a.v_BMPWKD, a.slot_v_BSKD)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 from jax import numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
 from pixtok_kernels import library
 from pixtok_kernels.shapes import CASES, Arguments, Case, draw
@@ -177,6 +178,29 @@ def test_memory_grows_with_the_pixels_alone():
 
     few, many = temporary(256), temporary(1024)
     assert many < 4.2 * few
+
+
+def test_windows_on_several_devices_are_those_on_one(monkeypatch):
+    """In chunks on each: rows over one axis of the mesh, windows over the other, slots wherever their row is."""
+    case = Case(B=2, M=8, W=5, P=3, S=9, H=4, K=2, D=8)
+    monkeypatch.setattr(library, "SLOT_BLOCK", 4)
+    monkeypatch.setattr(library, "SCORES", {"default": 2 * case.W * case.H * (case.P + case.W + 4)})
+    mesh = jax.make_mesh((2, 2), ("data", "window"), axis_types=(AxisType.Auto,) * 2)
+    here, row = PartitionSpec("data", "window"), PartitionSpec("data")
+    specs = Arguments(here, here, here, row, row, here, row, here)
+
+    def both(a):
+        o, lse = library.forward(a, 0.4)
+        gradients = library.backward(a, 0.4, o, lse, jnp.sin(o))
+        return o, gradients[:3], gradients[3:]
+
+    def shard(a):
+        o, own, slots = both(a)
+        return o, own, jax.lax.psum(slots, "window")
+
+    sharded = jax.shard_map(shard, mesh=mesh, in_specs=(specs,), out_specs=(here, (here,) * 3, (row,) * 3))
+    a = draw(case, jnp.float32, ragged=True)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), jax.jit(sharded)(a), jax.jit(both)(a))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
