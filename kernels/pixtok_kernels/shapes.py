@@ -32,6 +32,13 @@ class Case(NamedTuple):
     K: int
     D: int
 
+    @classmethod
+    def of(cls, a: Arguments) -> "Case":
+        """Of a call's arguments."""
+        B, M, W, H, D = a.q_BMWHD.shape
+        near, K = a.k_BMPWKD.shape[2:4]
+        return cls(B, M, W, near - W, a.slot_k_BSKD.shape[1], H, K, D)
+
 
 CASES = {
     "plain": Case(B=2, M=3, W=4, P=0, S=5, H=2, K=2, D=4),
