@@ -2,6 +2,21 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
+
+class Arguments(NamedTuple):
+    """Arguments of one call, checked; an absent halo count has become P everywhere."""
+
+    q_BMWHD: jax.Array
+    k_BMPWKD: jax.Array
+    v_BMPWKD: jax.Array
+    slot_k_BSKD: jax.Array
+    slot_v_BSKD: jax.Array
+    span_BM2: jax.Array
+    slot_bias_BS: jax.Array | None
+    halo_count_BM: jax.Array
+
 
 class Case(NamedTuple):
     """Sizes of one call."""
