@@ -12,7 +12,9 @@ Backward, from lse and δ = Σ_D o·do:  P' = exp(scale·S' + b − lse),  dS' =
 
     dq' = scale Σ K' dS';   for own keys and halo  dk' = scale Σ Q' dS,  dv' = Σ dO' P
 
-and the other, a step for each (row, key heads, fetch of slots, tile), the last two for slots.  Every sum has one order.
+and the last two for slots, as long as all slots fit in one fetch: their sums then stay in place while the tiles of a row
+go by.  With more slots a second kernel gives them, a step for each (row, key heads, fetch of slots, tile).  Every sum has
+one order.
 """
 
 import functools
@@ -31,6 +33,10 @@ from pixtok_kernels.shapes import Arguments, Case
 from pixtok_kernels.tiles import LANES, Tiles, sight
 
 WIDTHS = (32, 64, 80, 96, 128)
+VMEM = 32 << 20
+"""Bytes of a core's vector memory that a kernel may take."""
+_SIDE = 4
+"""Chains whose items alternate: more need more registers than there are, fewer wait for each other."""
 _NEVER = -1e30
 """Added to scores that are not to be seen: far below any, and finite, so that no difference is undefined."""
 
@@ -77,6 +83,11 @@ def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _div(x: Any, by: int) -> jax.Array:
+    """Of what is not negative: a plain division, which floors nothing."""
+    return jax.lax.div(x, jnp.int32(by))
+
+
 def _aligned(start: Any) -> Any:
     return start if isinstance(start, int) else pl.multiple_of(start, LANES)
 
@@ -98,18 +109,19 @@ class _Step:
         self.t, self.r, self.part = t, r, part
         self.scale, self.scale2 = scale, scale * math.log2(math.e)
         # Neighbours in this order depend on nothing of each other.
-        self.chains = [(head, lane) for lane in range(0, t.lanes, LANES) for head in range(t.heads)]
+        self.chains = [(head, lane) for head in range(t.heads) for lane in range(0, t.lanes, LANES)]
 
     def q(self, name: str, head: int, lane: int) -> jax.Array:
         """Something of the queries: (D or 1, 128)."""
         return getattr(self.r, name)[0, head, :, lane : lane + LANES]
 
     def items(self, lanes: dict[int, list[_Keys]]) -> list[_Item]:
-        """All chains' first keys, then all chains' second keys, …"""
+        """A few chains' first keys, then their second keys, …; then the next chains."""
         return [
             _Item(head, lane, lanes[lane][n])
+            for first in range(0, len(self.chains), _SIDE)
             for n in range(max(map(len, lanes.values())))
-            for head, lane in self.chains
+            for head, lane in self.chains[first : first + _SIDE]
             if n < len(lanes[lane])
         ]
 
@@ -164,8 +176,8 @@ class _Step:
         def add(head: int, p: jax.Array, ds: jax.Array, q: jax.Array, do: jax.Array) -> None:
             dk, dv = getattr(r, f"d{k}", None), getattr(r, f"d{v}", None)
             if dk is not None and dv is not None:
-                dk[head, :, where] += _dot(q, ds, 1, 1)
-                dv[head, :, where] += _dot(do, p, 1, 1)
+                dk[head, :, where] += _dot(q, ds.T, 1, 0)
+                dv[head, :, where] += _dot(do, p.T, 1, 0)
                 if k == "sk" and r.dbias is not None:
                     r.dbias[0, 0, where] += ds.astype(jnp.float32)
 
@@ -178,7 +190,7 @@ class _Step:
         index, column = (jax.lax.broadcasted_iota(jnp.int32, (size, LANES), axis) for axis in (0, 1))
         index += start
         if t.span < LANES:
-            index -= column // t.span * t.halo
+            index -= _div(column, t.span) * t.halo
         seen = (index >= 0) & (index < r.see[0, 2:3, lane : lane + LANES])
         where = pl.ds(lane // t.span * t.halo + start, size)
 
@@ -267,8 +279,8 @@ def _differentiate(step: _Step, items: Sequence[_Item], dq: dict[tuple[int, int]
 def _visible(t: Tiles, low: Any, high: Any, fetch: Any) -> tuple[Any, Any]:
     """Blocks of a fetch, from the first to past the last, that hold any of the slots from low to past high."""
     base = fetch * t.fetch
-    first = jnp.maximum(low - base, 0) // t.block
-    end = (jnp.clip(high - base, 0, t.fetch) + t.block - 1) // t.block
+    first = _div(jnp.maximum(low - base, 0), t.block)
+    end = _div(jnp.clip(high - base, 0, t.fetch) + t.block - 1, t.block)
     return first, end
 
 
@@ -280,15 +292,12 @@ def _at(head: int, lane: int) -> tuple[int, slice, slice]:
     return head, slice(None), slice(lane, lane + LANES)
 
 
-def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, list[_Item], bool], None]) -> Any:
-    """Hands all keys of a tile to `take(step, items, begin)`: near ones and the first visible slots to begin with.
-
-    → the number of this fetch of slots among those that the tile looks at.
-    """
+def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, list[_Item], bool], None]) -> None:
+    """Hands all keys of a tile to `take(step, items, begin)`: near ones and the first visible slots to begin with."""
     row, tile, turn = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     low, high = r.tile[row, tile, 0], r.tile[row, tile, 1]
-    part = tile % t.parts if t.parts > 1 else 0
-    step, fetch = _Step(t, scale, r, part), low // t.fetch + turn
+    part = jax.lax.rem(tile, t.parts) if t.parts > 1 else 0
+    step, fetch = _Step(t, scale, r, part), _div(low, t.fetch) + turn
     first, end = _visible(t, low, high, fetch)
 
     @pl.when(turn == 0)
@@ -301,7 +310,6 @@ def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, lis
 
     begin = jnp.where(turn == 0, first + 1, first)
     _loop(begin, end, lambda block: take(step, step.items(step.slots(fetch, block)), False))
-    return turn
 
 
 def _forward_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
@@ -314,9 +322,9 @@ def _forward_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
             for ref, value in zip(refs, state, strict=True):
                 ref[_at(*chain)] = value
 
-    turn = _walk(r, t, scale, take)
+    _walk(r, t, scale, take)
 
-    @pl.when(turn == t.fetches - 1)
+    @pl.when(pl.program_id(3) == t.fetches - 1)
     def _() -> None:
         for head in range(t.heads):
             total = r.l[head].sum(0, keepdims=True)
@@ -324,59 +332,50 @@ def _forward_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
             r.lse[0, head] = scale * r.m[head] + jnp.log(total)
 
 
-def _near_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
-    part = pl.program_id(2) % t.parts if t.parts > 1 else 0
+def _clear(*refs: Any) -> None:
+    for ref in refs:
+        if ref is not None:
+            ref[...] = jnp.zeros_like(ref)
 
-    @pl.when(pl.program_id(3) == 0)
+
+def _write(r: SimpleNamespace, scale: float, *names: str) -> None:
+    """Sums of gradients to where they go; those of keys and queries lack the scale."""
+    for name in names:
+        out = getattr(r, f"{name}_out")
+        if out is not None:
+            out[0] = ((1 if name.endswith("v") else scale) * getattr(r, name)[...]).astype(out.dtype)
+
+
+def _near_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
+    tile, turn = pl.program_id(2), pl.program_id(3)
+    part = jax.lax.rem(tile, t.parts) if t.parts > 1 else 0
+
+    @pl.when(turn == 0)
     def _() -> None:
         for head in range(t.heads):
             product = r.o[0, head].astype(jnp.float32) * r.do[0, head].astype(jnp.float32)
             r.delta[0, head] = product.sum(0, keepdims=True)
-
-        @pl.when(part == 0)
-        def _() -> None:
-            for ref in (r.dk, r.dv, r.dhk, r.dhv):
-                if ref is not None:
-                    ref[...] = jnp.zeros_like(ref)
+        pl.when(part == 0)(lambda: _clear(r.dk, r.dv, r.dhk, r.dhv))
+        pl.when(tile == 0)(lambda: _clear(r.dsk, r.dsv, r.dbias))
 
     def take(step: _Step, items: list[_Item], begin: bool) -> None:
         dq: dict[tuple[int, int], jax.Array] = {}
         _differentiate(step, items, dq)
         for chain, value in dq.items():
-            r.dq_sum[_at(*chain)] = value if begin else r.dq_sum[_at(*chain)] + value
+            r.dq[_at(*chain)] = value if begin else r.dq[_at(*chain)] + value
 
-    turn = _walk(r, t, scale, take)
-
-    @pl.when(turn == t.fetches - 1)
-    def _() -> None:
-        for out, total, factor in (
-            (r.dq, r.dq_sum, scale),
-            (r.dk_out, r.dk, scale),
-            (r.dv_out, r.dv, 1),
-            (r.dhk_out, r.dhk, scale),
-            (r.dhv_out, r.dhv, 1),
-        ):
-            if out is not None:
-                out[0] = (factor * total[...]).astype(out.dtype)
+    _walk(r, t, scale, take)
+    pl.when(turn == t.fetches - 1)(lambda: _write(r, scale, "dq", "dk", "dv", "dhk", "dhv"))
+    pl.when(tile == t.count - 1)(lambda: _write(r, scale, "dsk", "dsv"))
 
 
 def _far_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
     row, fetch, tile = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    sums = [ref for ref in (r.dsk, r.dsv, r.dbias) if ref is not None]
-
-    @pl.when(tile == 0)
-    def _() -> None:
-        for ref in sums:
-            ref[...] = jnp.zeros_like(ref)
-
+    pl.when(tile == 0)(lambda: _clear(r.dsk, r.dsv, r.dbias))
     step = _Step(t, scale, r, 0)
     first, end = _visible(t, r.tile[row, tile, 0], r.tile[row, tile, 1], fetch)
     _loop(first, end, lambda block: _differentiate(step, step.items(step.slots(fetch, block)), None))
-
-    @pl.when(tile == t.count - 1)
-    def _() -> None:
-        r.dsk_out[0] = (scale * r.dsk[...]).astype(r.dsk_out.dtype)
-        r.dsv_out[0] = r.dsv[...].astype(r.dsv_out.dtype)
+    pl.when(tile == t.count - 1)(lambda: _write(r, scale, "dsk", "dsv"))
 
 
 class _Spec(NamedTuple):
@@ -416,7 +415,7 @@ def _call(
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in temps.values()],
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=None
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM
         ),
         # Slots as if windows saw half of them: what is seen is data.
         cost_estimate=pl.CostEstimate(
@@ -443,14 +442,14 @@ class _Blocks:
     def own(self, x_BKDN: Any) -> _Spec:
         t = self.t
         block = (1, t.key_heads, t.case.D, t.lanes * t.parts)
-        return _Spec(x_BKDN, pl.BlockSpec(block, lambda *g: (g[0], g[1], 0, self.tile(*g) // t.parts)))
+        return _Spec(x_BKDN, pl.BlockSpec(block, lambda *g: (g[0], g[1], 0, _div(self.tile(*g), t.parts))))
 
     def halo(self, x_BKQD: Any) -> _Spec | None:
         t = self.t
         if not t.halo:
             return None
         block = (1, t.key_heads, t.windows * t.halo, t.case.D)
-        return _Spec(x_BKQD, pl.BlockSpec(block, lambda *g: (g[0], g[1], self.tile(*g) // t.parts, 0)))
+        return _Spec(x_BKQD, pl.BlockSpec(block, lambda *g: (g[0], g[1], _div(self.tile(*g), t.parts), 0)))
 
     def slots(self, x_BKDS: Any) -> _Spec:
         block = (1, self.t.key_heads, self.t.case.D, self.t.fetch)
@@ -485,7 +484,7 @@ def _walking(t: Tiles) -> _Blocks:
 
     def fetch(row, _, tile, turn, tile_BT2):
         low, high = tile_BT2[row, tile, 0], tile_BT2[row, tile, 1]
-        return jnp.minimum(low // t.fetch + turn, jnp.maximum(high - 1, low) // t.fetch)
+        return jnp.minimum(_div(low, t.fetch) + turn, _div(jnp.maximum(high - 1, low), t.fetch))
 
     return _Blocks(t, lambda _row, _head, tile, *_: tile, fetch)
 
@@ -535,10 +534,25 @@ def backward(
     lse_BHMW = jnp.pad(lse_BHMW, ((0, 0), (0, 0), (0, t.padded - case.M), (0, t.span - case.W)))
     lse_BH1N = lse_BHMW.reshape(case.B, case.H, 1, -1)
     keys = blocks.keys(a, see.lane_B3N)
-    own, halo, far = (case.B, t.key_heads), (t.key_heads, t.windows * t.halo, case.D), keys["sk"]
-    k, hk = keys["k"], keys["hk"]
-    assert k and far
-    near = _call(
+
+    def slot_sums(blocks: _Blocks) -> tuple[dict[str, _Spec | None], dict[str, tuple[int, ...] | None]]:
+        slots_BKDS = jax.ShapeDtypeStruct((case.B, case.K, case.D, t.slots), a.q_BMWHD.dtype)
+        bias = jax.ShapeDtypeStruct((case.B, case.K // t.key_heads, t.slots, LANES), jnp.float32)
+        block = pl.BlockSpec((1, 1, t.fetch, LANES), lambda *g: (g[0], g[1], blocks.fetch(*g), 0))
+        sums = (t.key_heads, case.D, t.fetch)
+        return {
+            "dsk_out": blocks.slots(slots_BKDS),
+            "dsv_out": blocks.slots(slots_BKDS),
+            "dbias": None if a.slot_bias_BS is None else _Spec(bias, block),
+        }, {"dsk": sums, "dsv": sums}
+
+    # Where all slots stay in memory while a row's tiles go by, one kernel does it all.
+    once = t.fetches == 1
+    slot_outputs, slot_scratch = slot_sums(blocks)
+    absent: dict[str, Any] = dict.fromkeys(slot_outputs) | dict.fromkeys(slot_scratch)
+    own, halo = (t.key_heads, case.D, t.lanes * t.parts), (t.key_heads, t.windows * t.halo, case.D)
+    own_spec, halo_spec = (spec and spec._replace(array=_shape(spec.array)) for spec in (keys["k"], keys["hk"]))
+    made = _call(
         _near_kernel,
         t,
         scale,
@@ -552,60 +566,54 @@ def backward(
             **keys,
         },
         {
-            "dq": blocks.queries(_shape(q_BHDN)),
-            "dk_out": blocks.own(_shape(k.array)),
-            "dv_out": blocks.own(_shape(k.array)),
-            "dhk_out": hk and blocks.halo(_shape(hk.array)),
-            "dhv_out": hk and blocks.halo(_shape(hk.array)),
+            "dq_out": blocks.queries(_shape(q_BHDN)),
+            "dk_out": own_spec,
+            "dv_out": own_spec,
+            "dhk_out": halo_spec,
+            "dhv_out": halo_spec,
             "delta": blocks.queries(_line(t)),
+            **(slot_outputs if once else absent),
         },
         {
-            "dq_sum": (t.heads, case.D, t.lanes),
-            "dk": (t.key_heads, case.D, t.lanes * t.parts),
-            "dv": (t.key_heads, case.D, t.lanes * t.parts),
-            "dhk": halo if hk else None,
-            "dhv": halo if hk else None,
+            "dq": (t.heads, case.D, t.lanes),
+            "dk": own,
+            "dv": own,
+            "dhk": halo if halo_spec else None,
+            "dhv": halo if halo_spec else None,
+            **(slot_scratch if once else {}),
         },
         products=5,
     )
+    if not once:
 
-    def tile(row, _, fetch, tile, tile_BT2, fetch_BF2):
-        return jnp.clip(tile, fetch_BF2[row, fetch, 0], fetch_BF2[row, fetch, 1])
+        def tile(row, _, fetch, tile, tile_BT2, fetch_BF2):
+            return jnp.clip(tile, fetch_BF2[row, fetch, 0], fetch_BF2[row, fetch, 1])
 
-    blocks = _Blocks(t, tile, lambda _row, _head, fetch, *_: fetch)
-    summed = jax.ShapeDtypeStruct((case.B, case.K // t.key_heads, t.slots, LANES), jnp.float32)
-    summed_block = pl.BlockSpec((1, 1, t.fetch, LANES), lambda row, head, fetch, *_: (row, head, fetch, 0))
-    made = _call(
-        _far_kernel,
-        t,
-        scale,
-        (case.B, case.K // t.key_heads, t.fetches, t.count),
-        {"tile": see.tile_BT2, "fetch": see.fetch_BF2},
-        {
-            "q": blocks.queries(q_BHDN),
-            "do": blocks.queries(do_BHDN),
-            "lse": blocks.queries(lse_BH1N),
-            "delta": blocks.queries(near["delta"]),
-            "see": blocks.see(see.lane_B3N),
-            "sk": blocks.slots(far.array),
-            "sv": blocks.slots(keys["sv"].array),
-            "bias": blocks.bias(a.slot_bias_BS),
-        },
-        {
-            "dsk_out": blocks.slots(_shape(far.array)),
-            "dsv_out": blocks.slots(_shape(far.array)),
-            "dbias": None if a.slot_bias_BS is None else _Spec(summed, summed_block),
-        },
-        {"dsk": (t.key_heads, case.D, t.fetch), "dsv": (t.key_heads, case.D, t.fetch)},
-        products=4,
-    )
-    dk, dv = (
-        jnp.concatenate([t.unaround(near[f"dh{x}_out"]), t.unpixels(near[f"d{x}_out"])], axis=2)
-        if hk
-        else t.unpixels(near[f"d{x}_out"])
-        for x in "kv"
-    )
+        blocks = _Blocks(t, tile, lambda _row, _head, fetch, *_: fetch)
+        made |= _call(
+            _far_kernel,
+            t,
+            scale,
+            (case.B, case.K // t.key_heads, t.fetches, t.count),
+            {"tile": see.tile_BT2, "fetch": see.fetch_BF2},
+            {
+                "q": blocks.queries(q_BHDN),
+                "do": blocks.queries(do_BHDN),
+                "lse": blocks.queries(lse_BH1N),
+                "delta": blocks.queries(made["delta"]),
+                "see": blocks.see(see.lane_B3N),
+                "sk": blocks.slots(t.far(a.slot_k_BSKD)),
+                "sv": blocks.slots(t.far(a.slot_v_BSKD)),
+                "bias": blocks.bias(a.slot_bias_BS),
+            },
+            *slot_sums(blocks),
+            products=4,
+        )
+    dk, dv = (t.unpixels(made[f"d{x}_out"]) for x in "kv")
+    if halo_spec:
+        dhk, dhv = (t.unaround(made[f"dh{x}_out"]) for x in "kv")
+        dk, dv = jnp.concatenate([dhk, dk], axis=2), jnp.concatenate([dhv, dv], axis=2)
     dbias = None
     if a.slot_bias_BS is not None:
         dbias = made["dbias"].sum((1, 3))[:, : case.S].astype(a.slot_bias_BS.dtype)
-    return t.unpixels(near["dq"]), dk, dv, t.unfar(made["dsk_out"]), t.unfar(made["dsv_out"]), dbias
+    return t.unpixels(made["dq_out"]), dk, dv, t.unfar(made["dsk_out"]), t.unfar(made["dsv_out"]), dbias

@@ -11,13 +11,13 @@ class Blocks:
 
     lanes: int = 256
     """Query pixels of a tile, at most: several small windows, one, or a part of a large one.  A multiple of 128."""
-    rows: int = 512
+    rows: int = 1024
     """Query heads × lanes of a step, at most; a key head with its query heads always fits."""
     slots: int = 256
     """Slots looked at together, a multiple of 128."""
     fetch: int = 1 << 18
     """Slots × features of a step's key heads that are fetched at a time, at most, or one block of slots."""
-    lag: int = 2
+    lag: int = 5
     """Products of scores that run ahead of their softmax."""
 
     def __post_init__(self) -> None:

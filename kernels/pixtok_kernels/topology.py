@@ -1,0 +1,60 @@
+"""Devices that are not here, to compile for."""
+
+import importlib.util
+import shutil
+
+from jax.experimental import topologies
+
+# What the compiler wants to know of an H100 SXM (NVIDIA's data sheet; CUDA programming guide, capability 9.0).
+_H100 = """
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+gpu_device_info {
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  device_memory_size: 84942979072
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+}
+"""
+H100_OPTIONS = {"xla_gpu_autotune_level": 0}
+"""Compiler options for a machine without the device: autotuning would run candidates on it."""
+
+
+def h100(hosts: int = 1, devices_per_host: int = 8) -> topologies.TopologyDescription:
+    """H100s to compile for on a machine that has none: shardings on its `.devices`, then `.compile(H100_OPTIONS)`.
+
+    Raises RuntimeError, naming what is missing, when the wheels of CUDA's plugin or compiler are not installed.
+    """
+    missing = [
+        wheel
+        for wheel, found in (
+            ("jax-cuda13-plugin", importlib.util.find_spec("jax_cuda13_plugin")),
+            ("jax-cuda13-pjrt", importlib.util.find_spec("jax_plugins.xla_cuda13") if _plugins() else None),
+            ("nvidia-cuda-nvcc and nvidia-nvvm, with ptxas on PATH", shutil.which("ptxas")),
+        )
+        if not found
+    ]
+    if missing:
+        raise RuntimeError(f"compiling for the H100 needs {'; '.join(missing)}")
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology=f"1x{hosts}x{devices_per_host}", target_config=_H100
+    )
+
+
+def _plugins() -> bool:
+    return importlib.util.find_spec("jax_plugins") is not None
