@@ -88,8 +88,10 @@ def _cut(x: jax.Array, start: tuple[Any, ...], size: tuple[int, ...]) -> jax.Arr
     return jax.lax.dynamic_slice(x, (*start, *(0 for _ in rest)), (*size, *rest))
 
 
-def _put(into: jax.Array, x: jax.Array, start: tuple[Any, ...]) -> jax.Array:
-    return jax.lax.dynamic_update_slice(into, x, (*start, *(0 for _ in range(x.ndim - len(start)))))
+def _add(into: jax.Array, x: jax.Array, start: tuple[Any, ...]) -> jax.Array:
+    """Adds x to what lies from `start` on."""
+    sum_ = _cut(into, start, x.shape[: len(start)]) + x
+    return jax.lax.dynamic_update_slice(into, sum_, (*start, *(0 for _ in range(x.ndim - len(start)))))
 
 
 def _no_gradient(a: Arguments) -> tuple[Any, ...]:
@@ -151,13 +153,10 @@ def _backward(
 
         def step(dslots: Any, i: jax.Array) -> tuple[Any, Any]:
             row, window = i // chunks * rows, i % chunks * windows
-            here, there = (row, window), (rows, windows)
-            own, more = way.backward(
-                _at(a, *here, *there), scale, _cut(o, here, there), _cut(lse, (row, 0, window), (rows, H, windows)),
-                _cut(do, here, there),
-            )  # fmt: skip
-            add = lambda into, x: _put(into, _cut(into, (row,), (rows,)) + x, (row,))  # noqa: E731
-            return jax.tree.map(add, dslots, more), own
+            few = _at(a, row, window, rows, windows)
+            few_o, few_do = (_cut(x, (row, window), (rows, windows)) for x in (o, do))
+            own, more = way.backward(few, scale, few_o, _cut(lse, (row, 0, window), (rows, H, windows)), few_do)
+            return jax.tree.map(partial(_add, start=(row,)), dslots, more), own
 
         dslots, own = jax.lax.scan(step, _no_gradient(a), jnp.arange(B // rows * chunks))
         own = (x.reshape(B, -1, *x.shape[3:])[:, :M] for x in own)
@@ -294,9 +293,8 @@ def _products_back(
         dscore *= scale
         dk = _product("RKYS, RKYD -> RSKD", dscore, q, dtype=dtype)
         dv = _product("RKYS, RKYD -> RSKD", weight, do, dtype=dtype)
-        add = lambda into, x: _put(into, _cut(into, (0, start), x.shape[:2]) + x, (0, start))  # noqa: E731
         dq += _product("RKYS, RSKD -> RKYD", dscore, k, dtype=dtype)
-        return dq, jax.tree.map(add, dslots, (dk, dv, dbias))
+        return dq, jax.tree.map(partial(_add, start=(0, start)), dslots, (dk, dv, dbias))
 
     dq, dslots = _over_slots(a, step, (dq, _no_gradient(a)))
     dq_RCWHD = rearrange(dq, "R K (C W G) D -> R C W (K G) D", C=C, W=W)
