@@ -193,10 +193,11 @@ def _near_scores(a: Arguments, scale: float, q_RKCXD: jax.Array, k_RCPWKD: jax.A
     W, H = a.q_BMWHD.shape[2:4]
     P, G = a.k_BMPWKD.shape[2] - W, H // a.k_BMPWKD.shape[3]
     score = scale * _product("RKCXD, RCNKD -> RKCXN", q_RKCXD, k_RCPWKD, dtype=q_RKCXD.dtype)
-    key_1N = jnp.arange(score.shape[-1])[None] - P
-    see = (key_1N >= 0) & (key_1N <= first + jnp.arange(score.shape[-2])[:, None] // G)
+    X, N = score.shape[3:]
+    key_N, pixel_X = jnp.arange(N).reshape(1, 1, 1, 1, N) - P, first + jnp.arange(X).reshape(1, 1, 1, X, 1) // G
+    see = (key_N >= 0) & (key_N <= pixel_X)
     if P:
-        see |= (key_1N < 0) & (key_1N + P < a.halo_count_BM[:, None, :, None, None])
+        see |= (key_N < 0) & (key_N + P < a.halo_count_BM[:, None, :, None, None])
     return jnp.where(see, score, -jnp.inf)
 
 
@@ -207,7 +208,7 @@ def _far_scores(
     score = scale * _product("RKYD, RSKD -> RKYS", q_RKYD, k_RSKD, dtype=q_RKYD.dtype)
     if bias_RS is not None:
         score += bias_RS.astype(jnp.float32)[:, None, None]
-    slot_S = start + jnp.arange(k_RSKD.shape[1])
+    slot_S = start + jnp.arange(k_RSKD.shape[1])[None, None]
     begin_RC1, end_RC1 = a.span_BM2[..., :1], a.span_BM2[..., 1:]
     see_RCS = (jnp.maximum(begin_RC1, first) <= slot_S) & (slot_S < end_RC1)
     by_window = score.reshape(*score.shape[:2], see_RCS.shape[1], -1, score.shape[-1])
@@ -312,13 +313,13 @@ def _gathered(a: Arguments) -> int:
 def _gather(a: Arguments, near_RCPWKD: jax.Array, slot_RSKD: jax.Array) -> jax.Array:
     """→ (N, J, K, D): the visible halo keys of each window, then its slots, then whatever."""
     P, S = near_RCPWKD.shape[2] - a.q_BMWHD.shape[2], slot_RSKD.shape[1]
-    key_J, count_RC1 = jnp.arange(_gathered(a)), a.halo_count_BM[..., None]
+    key_J, count_RC1 = jnp.arange(_gathered(a))[None, None], a.halo_count_BM[..., None]
     keys = jnp.zeros((), near_RCPWKD.dtype)
     if S:
         index_RCJ = jnp.clip(a.span_BM2[..., :1] + key_J - count_RC1, 0, S - 1)
         keys = jax.vmap(lambda slot_SKD, index_CJ: slot_SKD[index_CJ])(slot_RSKD, index_RCJ)
     if P:
-        halo_RCJKD = jnp.pad(near_RCPWKD[:, :, :P], [(0, 0), (0, 0), (0, len(key_J) - P), (0, 0), (0, 0)])
+        halo_RCJKD = jnp.pad(near_RCPWKD[:, :, :P], [(0, 0), (0, 0), (0, key_J.size - P), (0, 0), (0, 0)])
         keys = jnp.where((key_J < count_RC1)[..., None, None], halo_RCJKD, keys)
     return keys.reshape(-1, *keys.shape[2:])
 
@@ -328,8 +329,8 @@ def _ungather(a: Arguments, d_NJKD: jax.Array) -> tuple[jax.Array, jax.Array]:
     R, C, W = a.q_BMWHD.shape[:3]
     P, S = a.k_BMPWKD.shape[2] - W, a.slot_k_BSKD.shape[1]
     d_RCJKD = d_NJKD.reshape(R, C, *d_NJKD.shape[1:]).astype(jnp.float32)
-    halo_RCP = jnp.arange(P) < a.halo_count_BM[..., None]
-    begin_RC1, end_RC1, slot_S = a.span_BM2[..., :1], a.span_BM2[..., 1:], jnp.arange(S)
+    halo_RCP = jnp.arange(P)[None, None] < a.halo_count_BM[..., None]
+    begin_RC1, end_RC1, slot_S = a.span_BM2[..., :1], a.span_BM2[..., 1:], jnp.arange(S)[None, None]
     see_RCS = (begin_RC1 <= slot_S) & (slot_S < end_RC1)
     index_RCS = jnp.where(see_RCS, slot_S - begin_RC1 + a.halo_count_BM[..., None], 0)
     found_RCSKD = jnp.take_along_axis(d_RCJKD, index_RCS[..., None, None], axis=2)
