@@ -82,6 +82,8 @@ def attention(name: str, device: str, a: Arguments) -> tuple[Callable[..., jax.A
     if name == "tokamax":
         function = importlib.import_module("tokamax").dot_product_attention
         return functools.partial(function, is_causal=True), arrays
+    if name != "causal":
+        raise ValueError(f"no lane is called {name}")
     which: Any = "cudnn" if device == "gpu" else "xla"
     return functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=which), arrays
 
@@ -363,7 +365,7 @@ def main() -> int:
         jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])
         kind = jax.devices()[0].device_kind
     except Exception as problem:  # jax has several, an AssertionError among them
-        print(f"no {options.device} here: {_line(problem)}", file=sys.stderr)
+        print(f"no {options.device} that jax can use here: {_line(problem)}", file=sys.stderr)
         return 2
     rows, emit = recorder(options.out)
     emit(

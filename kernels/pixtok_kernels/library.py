@@ -88,8 +88,10 @@ def _cut(x: jax.Array, start: tuple[Any, ...], size: tuple[int, ...]) -> jax.Arr
     return jax.lax.dynamic_slice(x, (*start, *(0 for _ in rest)), (*size, *rest))
 
 
-def _put(into: jax.Array, x: jax.Array, start: tuple[Any, ...]) -> jax.Array:
-    return jax.lax.dynamic_update_slice(into, x, (*start, *(0 for _ in range(x.ndim - len(start)))))
+def _add(into: jax.Array, x: jax.Array, start: tuple[Any, ...]) -> jax.Array:
+    """Adds x to what lies from `start` on."""
+    sum_ = _cut(into, start, x.shape[: len(start)]) + x
+    return jax.lax.dynamic_update_slice(into, sum_, (*start, *(0 for _ in range(x.ndim - len(start)))))
 
 
 def _no_gradient(a: Arguments) -> tuple[Any, ...]:
@@ -151,13 +153,10 @@ def _backward(
 
         def step(dslots: Any, i: jax.Array) -> tuple[Any, Any]:
             row, window = i // chunks * rows, i % chunks * windows
-            here, there = (row, window), (rows, windows)
-            own, more = way.backward(
-                _at(a, *here, *there), scale, _cut(o, here, there), _cut(lse, (row, 0, window), (rows, H, windows)),
-                _cut(do, here, there),
-            )  # fmt: skip
-            add = lambda into, x: _put(into, _cut(into, (row,), (rows,)) + x, (row,))  # noqa: E731
-            return jax.tree.map(add, dslots, more), own
+            few = _at(a, row, window, rows, windows)
+            few_o, few_do = (_cut(x, (row, window), (rows, windows)) for x in (o, do))
+            own, more = way.backward(few, scale, few_o, _cut(lse, (row, 0, window), (rows, H, windows)), few_do)
+            return jax.tree.map(partial(_add, start=(row,)), dslots, more), own
 
         dslots, own = jax.lax.scan(step, _no_gradient(a), jnp.arange(B // rows * chunks))
         own = (x.reshape(B, -1, *x.shape[3:])[:, :M] for x in own)
@@ -194,10 +193,11 @@ def _near_scores(a: Arguments, scale: float, q_RKCXD: jax.Array, k_RCPWKD: jax.A
     W, H = a.q_BMWHD.shape[2:4]
     P, G = a.k_BMPWKD.shape[2] - W, H // a.k_BMPWKD.shape[3]
     score = scale * _product("RKCXD, RCNKD -> RKCXN", q_RKCXD, k_RCPWKD, dtype=q_RKCXD.dtype)
-    key_1N = jnp.arange(score.shape[-1])[None] - P
-    see = (key_1N >= 0) & (key_1N <= first + jnp.arange(score.shape[-2])[:, None] // G)
+    X, N = score.shape[3:]
+    key_N, pixel_X = jnp.arange(N).reshape(1, 1, 1, 1, N) - P, first + jnp.arange(X).reshape(1, 1, 1, X, 1) // G
+    see = (key_N >= 0) & (key_N <= pixel_X)
     if P:
-        see |= (key_1N < 0) & (key_1N + P < a.halo_count_BM[:, None, :, None, None])
+        see |= (key_N < 0) & (key_N + P < a.halo_count_BM[:, None, :, None, None])
     return jnp.where(see, score, -jnp.inf)
 
 
@@ -208,7 +208,7 @@ def _far_scores(
     score = scale * _product("RKYD, RSKD -> RKYS", q_RKYD, k_RSKD, dtype=q_RKYD.dtype)
     if bias_RS is not None:
         score += bias_RS.astype(jnp.float32)[:, None, None]
-    slot_S = start + jnp.arange(k_RSKD.shape[1])
+    slot_S = start + jnp.arange(k_RSKD.shape[1])[None, None]
     begin_RC1, end_RC1 = a.span_BM2[..., :1], a.span_BM2[..., 1:]
     see_RCS = (jnp.maximum(begin_RC1, first) <= slot_S) & (slot_S < end_RC1)
     by_window = score.reshape(*score.shape[:2], see_RCS.shape[1], -1, score.shape[-1])
@@ -294,9 +294,8 @@ def _products_back(
         dscore *= scale
         dk = _product("RKYS, RKYD -> RSKD", dscore, q, dtype=dtype)
         dv = _product("RKYS, RKYD -> RSKD", weight, do, dtype=dtype)
-        add = lambda into, x: _put(into, _cut(into, (0, start), x.shape[:2]) + x, (0, start))  # noqa: E731
         dq += _product("RKYS, RSKD -> RKYD", dscore, k, dtype=dtype)
-        return dq, jax.tree.map(add, dslots, (dk, dv, dbias))
+        return dq, jax.tree.map(partial(_add, start=(0, start)), dslots, (dk, dv, dbias))
 
     dq, dslots = _over_slots(a, step, (dq, _no_gradient(a)))
     dq_RCWHD = rearrange(dq, "R K (C W G) D -> R C W (K G) D", C=C, W=W)
@@ -314,13 +313,13 @@ def _gathered(a: Arguments) -> int:
 def _gather(a: Arguments, near_RCPWKD: jax.Array, slot_RSKD: jax.Array) -> jax.Array:
     """→ (N, J, K, D): the visible halo keys of each window, then its slots, then whatever."""
     P, S = near_RCPWKD.shape[2] - a.q_BMWHD.shape[2], slot_RSKD.shape[1]
-    key_J, count_RC1 = jnp.arange(_gathered(a)), a.halo_count_BM[..., None]
+    key_J, count_RC1 = jnp.arange(_gathered(a))[None, None], a.halo_count_BM[..., None]
     keys = jnp.zeros((), near_RCPWKD.dtype)
     if S:
         index_RCJ = jnp.clip(a.span_BM2[..., :1] + key_J - count_RC1, 0, S - 1)
         keys = jax.vmap(lambda slot_SKD, index_CJ: slot_SKD[index_CJ])(slot_RSKD, index_RCJ)
     if P:
-        halo_RCJKD = jnp.pad(near_RCPWKD[:, :, :P], [(0, 0), (0, 0), (0, len(key_J) - P), (0, 0), (0, 0)])
+        halo_RCJKD = jnp.pad(near_RCPWKD[:, :, :P], [(0, 0), (0, 0), (0, key_J.size - P), (0, 0), (0, 0)])
         keys = jnp.where((key_J < count_RC1)[..., None, None], halo_RCJKD, keys)
     return keys.reshape(-1, *keys.shape[2:])
 
@@ -330,8 +329,8 @@ def _ungather(a: Arguments, d_NJKD: jax.Array) -> tuple[jax.Array, jax.Array]:
     R, C, W = a.q_BMWHD.shape[:3]
     P, S = a.k_BMPWKD.shape[2] - W, a.slot_k_BSKD.shape[1]
     d_RCJKD = d_NJKD.reshape(R, C, *d_NJKD.shape[1:]).astype(jnp.float32)
-    halo_RCP = jnp.arange(P) < a.halo_count_BM[..., None]
-    begin_RC1, end_RC1, slot_S = a.span_BM2[..., :1], a.span_BM2[..., 1:], jnp.arange(S)
+    halo_RCP = jnp.arange(P)[None, None] < a.halo_count_BM[..., None]
+    begin_RC1, end_RC1, slot_S = a.span_BM2[..., :1], a.span_BM2[..., 1:], jnp.arange(S)[None, None]
     see_RCS = (begin_RC1 <= slot_S) & (slot_S < end_RC1)
     index_RCS = jnp.where(see_RCS, slot_S - begin_RC1 + a.halo_count_BM[..., None], 0)
     found_RCSKD = jnp.take_along_axis(d_RCJKD, index_RCS[..., None, None], axis=2)

@@ -62,10 +62,11 @@ def holds(a, forward, backward, tolerance=2e-5):
     do = jax.random.normal(jax.random.key(1), a.q_BMWHD.shape, a.q_BMWHD.dtype)
     close = functools.partial(np.testing.assert_allclose, atol=tolerance, rtol=tolerance)
     o, lse, gradients = exact(a, scale, do)
-    got_o, got_lse = jax.jit(lambda a: forward(a, scale))(a)
+    with jax.numpy_rank_promotion("raise"):
+        got_o, got_lse = jax.jit(lambda a: forward(a, scale))(a)
+        got = jax.jit(lambda *saved: backward(a, scale, *saved))(got_o, got_lse, do)
     close(np.asarray(got_o, np.float32), o)
     close(got_lse, lse)
-    got = jax.jit(lambda *saved: backward(a, scale, *saved))(got_o, got_lse, do)
     jax.tree.map(lambda x, y: close(np.asarray(x, np.float32), y), tuple(got), gradients)
     assert [x.dtype for x in got[:5]] == [x.dtype for x in a[:5]]
 
@@ -103,14 +104,14 @@ def attend(q, k, v, count_N, scale):
 
 def _weights(q, k, count_N, scale, lse=None):
     score = scale * jnp.einsum("nthd, njhd -> nhtj", q, jnp.repeat(k, q.shape[2] // k.shape[2], 2))
-    see = jnp.tril(jnp.ones(score.shape[-2:], bool)) if count_N is None else _seen(k, count_N)[:, None, None]
+    see = jnp.tril(jnp.ones((1, 1, *score.shape[-2:]), bool)) if count_N is None else _seen(k, count_N)[:, None, None]
     score = jnp.where(see, score, -jnp.inf)
     lse = jax.nn.logsumexp(score, -1) if lse is None else lse
     return jnp.exp(score - lse[..., None]), lse
 
 
 def _seen(k, count_N):
-    return jnp.arange(k.shape[1]) < jnp.maximum(count_N, 1)[:, None]
+    return jnp.arange(k.shape[1])[None] < jnp.maximum(count_N, 1)[:, None]
 
 
 def attend_back(q, k, v, count_N, scale, lse, o, do):
