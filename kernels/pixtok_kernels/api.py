@@ -1,47 +1,25 @@
 """Global conditional attention: exact nearby, one key for each window or word far away, under one softmax."""
 
 import functools
-from collections.abc import Callable
+import logging
+import os
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pixtok_kernels import library, reference, shapes
+from pixtok_kernels import library, pallas_gpu, pallas_tpu, reference, shapes
+from pixtok_kernels.shapes import Arguments
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _library(a: shapes.Arguments, scale: float) -> jax.Array:
-    return library.forward(a, scale)[0]
-
-
-def _library_forward(a: shapes.Arguments, scale: float):
-    o_BMWHD, lse_BHMW = library.forward(a, scale)
-    return o_BMWHD, (a, o_BMWHD, lse_BHMW)
-
-
-def _library_backward(scale: float, saved, do_BMWHD: jax.Array) -> Any:
-    a, o_BMWHD, lse_BHMW = saved
-    dq, dk, dv, dslot_k, dslot_v, dbias = library.backward(a, scale, o_BMWHD, lse_BHMW, do_BMWHD)
-    none: Any = None
-    return (shapes.Arguments(dq, dk, dv, dslot_k, dslot_v, none, dbias, none),)
-
-
-_library.defvjp(_library_forward, _library_backward)
-
-
-def _by_library(q, k, v, slot_k, slot_v, span, bias, count, scale):
-    if count is None:
-        count = jnp.full(q.shape[:2], k.shape[2] - q.shape[2], jnp.int32)
-    return _library(shapes.Arguments(q, k, v, slot_k, slot_v, span, bias, count), scale)
-
-
-Implementation = Literal["reference", "library"]
-IMPLEMENTATIONS: dict[Implementation, Callable[..., Any]] = {
-    "reference": reference.global_conditional_attention,
-    "library": _by_library,
-}
+Implementation = Literal["reference", "library", "pallas_tpu", "pallas_gpu"]
+BACKENDS: dict[str, ModuleType] = {"library": library, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
+"""Each has `refusal`, `forward` and `backward`; the reference has neither, it is differentiated as it stands."""
+IMPLEMENTATIONS = ("reference", *BACKENDS)
+# By the platform that a program is compiled for, which need not be here.  `pallas_gpu` has not been timed on a card.
+_AUTOMATIC = {"tpu": "pallas_tpu"}
+_log = logging.getLogger("pixtok_kernels")
 
 
 def global_conditional_attention(
@@ -71,22 +49,75 @@ def global_conditional_attention(
     Work for each head: M·W·(W/2 + P + S̄) score pairs, S̄ the mean length of a span, instead of (M·W)²/2.
 
     `halo_count_BM`: None means all P.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has
-    the dtype of `q`.  `implementation`: None picks the fastest known.  Differentiable in everything but
-    spans and counts.  Raises ValueError when shapes or dtypes do not fit each other, or for an unknown name.
+    the dtype of `q`.  Differentiable in everything but spans and counts.
+
+    `implementation`: None takes `pallas_tpu` where the program is compiled for a TPU and `library` elsewhere; what the
+    kernel cannot take goes to `library` too, and PIXTOK_KERNEL_LOG=1 in the environment says why.  `pallas_gpu`, for
+    Hopper, is taken only by name: it has been checked without a card, and not timed on one.
+
+    Raises ValueError when shapes or dtypes do not fit each other, for an unknown name, and when the implementation
+    that is named cannot take the call.
     """
     shapes.check(q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM)
-    if implementation is None:
-        implementation = "reference"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {implementation}")
-    return IMPLEMENTATIONS[implementation](
-        q_BMWHD,
-        k_BMPWKD,
-        v_BMPWKD,
-        slot_k_BSKD,
-        slot_v_BSKD,
-        span_BM2,
-        slot_bias_BS,
-        halo_count_BM,
-        q_BMWHD.shape[-1] ** -0.5 if scale is None else scale,
+    if halo_count_BM is None:
+        halo_count_BM = jnp.full(q_BMWHD.shape[:2], k_BMPWKD.shape[2] - q_BMWHD.shape[2], jnp.int32)
+    arguments = Arguments(q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM)
+    factor = q_BMWHD.shape[-1] ** -0.5 if scale is None else scale
+    if implementation == "reference":
+        return reference.global_conditional_attention(arguments, factor)
+    return _attend(arguments, factor, _choose(arguments, factor, implementation))
+
+
+def _choose(a: Arguments, scale: float, implementation: str | None) -> tuple[tuple[str, str], ...]:
+    """(platform, backend) pairs; "default" is any other platform."""
+    if implementation is not None:
+        if implementation not in BACKENDS:
+            raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; got {implementation}")
+        reason = BACKENDS[implementation].refusal(a, scale)
+        if reason:
+            raise ValueError(f"{implementation} cannot take this call: {reason}")
+        return (("default", implementation),)
+    chosen = {"default": "library"}
+    for platform, backend in _AUTOMATIC.items():
+        reason = BACKENDS[backend].refusal(a, scale)
+        if reason is None:
+            chosen[platform] = backend
+        if os.environ.get("PIXTOK_KERNEL_LOG") == "1":
+            say = (
+                f"on {platform}: {backend}"
+                if reason is None
+                else f"on {platform}: library, since for {backend} {reason}"
+            )
+            _log.warning("%s: %s", shapes.Case.of(a), say)
+    return tuple(chosen.items())
+
+
+def _by_platform(chosen: tuple[tuple[str, str], ...], pass_: str, *arguments: Any) -> Any:
+    """The forward or backward pass of the backend for the platform that the program is being compiled for."""
+    choices = {platform: getattr(BACKENDS[name], pass_) for platform, name in chosen}
+    if len(choices) == 1:
+        return choices["default"](*arguments)
+    a, scale, *rest = arguments
+    return jax.lax.platform_dependent(
+        a, *rest, **{platform: lambda a, *rest, f=f: f(a, scale, *rest) for platform, f in choices.items()}
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _attend(a: Arguments, scale: float, chosen: tuple[tuple[str, str], ...]) -> jax.Array:
+    return _by_platform(chosen, "forward", a, scale)[0]
+
+
+def _forward(a: Arguments, scale: float, chosen: tuple[tuple[str, str], ...]) -> tuple[jax.Array, Any]:
+    o_BMWHD, lse_BHMW = _by_platform(chosen, "forward", a, scale)
+    return o_BMWHD, (a, o_BMWHD, lse_BHMW)
+
+
+def _backward(scale: float, chosen: tuple[tuple[str, str], ...], saved: Any, do_BMWHD: jax.Array) -> tuple[Arguments]:
+    a, o_BMWHD, lse_BHMW = saved
+    dq, dk, dv, dslot_k, dslot_v, dbias = _by_platform(chosen, "backward", a, scale, o_BMWHD, lse_BHMW, do_BMWHD)
+    none: Any = None
+    return (Arguments(dq, dk, dv, dslot_k, dslot_v, none, dbias, none),)
+
+
+_attend.defvjp(_forward, _backward)

@@ -12,12 +12,11 @@ Backward, from lse and δ = Σ_D o·do:  P' = exp(scale·S' + b − lse),  dS' =
 
     dq' = scale Σ K' dS';   for own keys and halo  dk' = scale Σ Q' dS,  dv' = Σ dO' P
 
-and the last two for slots, as long as all slots fit in one fetch: their sums then stay in place while the tiles of a row
-go by.  With more slots a second kernel gives them, a step for each (row, key heads, fetch of slots, tile).  Every sum has
-one order.
+and the last two for slots, as long as all slots fit in one fetch: their sums then stay in place while the tiles of a
+row go by.  With more slots a second kernel gives them, a step for each (row, key heads, fetch of slots, tile).  Every
+sum has one order.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -54,7 +53,11 @@ def refusal(a: Arguments, scale: float) -> str | None:
         return f"there may be 65536 slots and 4096 halo keys; got {S} and {P}"
     if not scale > 0:
         return f"scale must be positive; got {scale}"
-    return None if M and case.B else "there is no window"
+    if not M * case.B:
+        return "there is no window"
+    if (bytes_ := tiled(a).bytes_a_key_head) > VMEM * 3 // 4:
+        return f"windows must fit in {VMEM * 3 // 4} bytes of vector memory; these take {bytes_}"
+    return None
 
 
 class _Keys(NamedTuple):
@@ -74,6 +77,12 @@ class _Item(NamedTuple):
     head: int
     lane: int
     keys: _Keys
+
+
+def tiled(a: Arguments) -> Tiles:
+    """How a call is cut."""
+    case, size = Case.of(a), a.q_BMWHD.dtype.itemsize
+    return Tiles(case, tuning.blocks(case, size), size)
 
 
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -397,10 +406,11 @@ def _call(
     products: int,
 ) -> dict[str, jax.Array]:
     """`kernel` with its references by name; those that are None are None there too.  Scratch is float32."""
-    used = [{k: v for k, v in group.items() if v is not None} for group in (inputs, outputs, scratch)]
-    ins, outs, temps = used
-    absent = dict.fromkeys({*inputs, *outputs, *scratch} - set().union(*used))
+    ins = {name: spec for name, spec in inputs.items() if spec}
+    outs = {name: spec for name, spec in outputs.items() if spec}
+    temps = {name: shape for name, shape in scratch.items() if shape}
     names = [*prefetch, *ins, *outs, *temps]
+    absent = dict.fromkeys({*inputs, *outputs, *scratch} - {*names})
     case = t.case
     pairs = case.B * case.H * t.padded * t.span * (t.span // 2 + t.halo + (case.S + 1) // 2)
     arrays = [spec.array for group in (ins, outs) for spec in group.values()]
@@ -501,7 +511,7 @@ def _line(t: Tiles) -> jax.ShapeDtypeStruct:
 def forward(a: Arguments, scale: float) -> tuple[jax.Array, jax.Array]:
     """→ attention (B, M, W, H, D) in the dtype of q, and the log-sum-exp of all scores (B, H, M, W), float32."""
     case = Case.of(a)
-    t = Tiles(case, tuning.blocks(case))
+    t = tiled(a)
     see, blocks = sight(t, a), _walking(t)
     q_BHDN = t.pixels(a.q_BMWHD)
     made = _call(
@@ -528,7 +538,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """→ gradients of q, k, v, slot_k, slot_v and slot_bias, in their dtypes; `forward` gave o and lse."""
     case = Case.of(a)
-    t = Tiles(case, tuning.blocks(case))
+    t = tiled(a)
     see, blocks = sight(t, a), _walking(t)
     q_BHDN, do_BHDN, o_BHDN = (t.pixels(x) for x in (a.q_BMWHD, do_BMWHD.astype(a.q_BMWHD.dtype), o_BMWHD))
     lse_BHMW = jnp.pad(lse_BHMW, ((0, 0), (0, 0), (0, t.padded - case.M), (0, t.span - case.W)))

@@ -4,19 +4,12 @@ import jax
 from einops import rearrange
 from jax import numpy as jnp
 
+from pixtok_kernels.shapes import Arguments
 
-def global_conditional_attention(
-    q_BMWHD: jax.Array,
-    k_BMPWKD: jax.Array,
-    v_BMPWKD: jax.Array,
-    slot_k_BSKD: jax.Array,
-    slot_v_BSKD: jax.Array,
-    span_BM2: jax.Array,
-    slot_bias_BS: jax.Array | None,
-    halo_count_BM: jax.Array | None,
-    scale: float,
-) -> jax.Array:
+
+def global_conditional_attention(a: Arguments, scale: float) -> jax.Array:
     """See `pixtok_kernels.api`.  Holds all N·(P + W + S) scores of a head at once."""
+    q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM = a
     W, K = q_BMWHD.shape[2], k_BMPWKD.shape[3]
     near, far = k_BMPWKD.shape[2], slot_k_BSKD.shape[1]
     q_BMWKGD = rearrange(q_BMWHD, "B M W (K G) D -> B M W K G D", K=K)
@@ -32,11 +25,8 @@ def global_conditional_attention(
     key_1P, pixel_W1 = jnp.arange(near)[None, :], jnp.arange(W)[:, None]
     own_WP = (key_1P >= near - W) & (key_1P - (near - W) <= pixel_W1)
     halo_WP = jnp.broadcast_to(key_1P < near - W, own_WP.shape)
-    if halo_count_BM is None:
-        near_mask = (own_WP | halo_WP)[None, None, None, None]
-    else:
-        counted_BM1P = key_1P[None, None] < halo_count_BM[:, :, None, None]
-        near_mask = (own_WP[None, None] | (halo_WP[None, None] & counted_BM1P))[:, :, None, None]
+    counted_BM1P = key_1P[None, None] < halo_count_BM[:, :, None, None]
+    near_mask = (own_WP[None, None] | (halo_WP[None, None] & counted_BM1P))[:, :, None, None]
     slot_S = jnp.arange(far)[None, None]
     far_mask_BMS = (span_BM2[:, :, :1] <= slot_S) & (slot_S < span_BM2[:, :, 1:])
 

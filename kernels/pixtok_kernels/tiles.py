@@ -1,4 +1,4 @@
-"""How the TPU kernels lay a call out: pixels on lanes, features on sublanes, several windows or a part of one a tile."""
+"""How the TPU kernels lay a call out: pixels on lanes, features on sublanes; a tile is windows or a part of one."""
 
 import dataclasses
 import functools
@@ -25,6 +25,8 @@ class Tiles:
 
     case: Case
     blocks: Blocks
+    itemsize: int
+    """Bytes of a number in the arguments."""
 
     @functools.cached_property
     def span(self) -> int:
@@ -35,7 +37,8 @@ class Tiles:
     @functools.cached_property
     def lanes(self) -> int:
         """Lanes of one tile: a multiple of 128, and a multiple or divisor of `span`."""
-        lanes = min(self.blocks.lanes, _ceil(self.case.M * self.span, LANES))
+        most = max(LANES, self.blocks.rows // self.group // LANES * LANES)
+        lanes = min(self.blocks.lanes, most, _ceil(self.case.M * self.span, LANES))
         while self.span % lanes and lanes % self.span:
             lanes -= LANES
         return lanes
@@ -73,8 +76,21 @@ class Tiles:
     @functools.cached_property
     def key_heads(self) -> int:
         """Key heads of a step."""
-        most = max(1, self.blocks.rows // (self.group * self.lanes))
-        return max(n for n in range(1, min(most, self.case.K) + 1) if self.case.K % n == 0)
+        return max(
+            n
+            for n in range(1, self.case.K + 1)
+            if self.case.K % n == 0
+            and (n == 1 or n * self.group * self.lanes <= self.blocks.rows)
+            and (n == 1 or n * self.bytes_a_key_head <= self.blocks.vmem)
+        )
+
+    @property
+    def bytes_a_key_head(self) -> int:
+        """About what the gradient holds of a key head and its queries; blocks twice, since the next is on its way."""
+        block, total = 2 * self.itemsize, 4
+        queries = (4 * block + total) * self.group * self.lanes
+        own = (4 * block + 2 * total) * self.lanes * self.parts
+        return self.case.D * (queries + own) + (4 * block + 2 * total) * LANES * self.windows * self.halo
 
     @property
     def heads(self) -> int:

@@ -1,6 +1,7 @@
 """Devices that are not here, to compile for."""
 
 import importlib.util
+import os
 import shutil
 
 from jax.experimental import topologies
@@ -58,3 +59,24 @@ def h100(hosts: int = 1, devices_per_host: int = 8) -> topologies.TopologyDescri
 
 def _plugins() -> bool:
     return importlib.util.find_spec("jax_plugins") is not None
+
+
+TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
+"""Chips, and the smallest topology of each that the compiler knows."""
+
+
+def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescription:
+    """TPUs to compile for on a machine that has none: shardings on its `.devices`, then `.compile()`.
+
+    `topology` as in v5p:8x8x8, without the chip's name; None takes the smallest.  Raises ValueError for a chip that is
+    not known, and RuntimeError when libtpu, which holds the compiler, is not installed.
+    """
+    if chip not in TPUS:
+        raise ValueError(f"chip must be one of {', '.join(TPUS)}; got {chip}")
+    if not importlib.util.find_spec("libtpu"):
+        raise RuntimeError("compiling for TPU needs libtpu: pip install libtpu")
+    # Without these the compiler asks the network where it is.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{topology or TPUS[chip]}")

@@ -17,6 +17,8 @@ class Blocks:
     """Slots looked at together, a multiple of 128."""
     fetch: int = 1 << 18
     """Slots × features of a step's key heads that are fetched at a time, at most, or one block of slots."""
+    vmem: int = 6 << 20
+    """Bytes that pixels and halo of a step's key heads may take, for more than one key head to be taken."""
     lag: int = 5
     """Products of scores that run ahead of their softmax."""
 
@@ -29,6 +31,7 @@ class Blocks:
             raise ValueError(f"rows and fetch must be positive, lag from 0 to 8; got {self}")
 
 
-def blocks(case: Case) -> Blocks:
-    """What is known to be good for a call."""
-    return Blocks()
+def blocks(case: Case, itemsize: int) -> Blocks:
+    """What is known to be good for a call with numbers of `itemsize` bytes."""
+    # Exact products of float32 take six passes each: less of them run ahead, or registers run out.
+    return Blocks() if itemsize == 2 else Blocks(rows=512, fetch=1 << 17, lag=2)
