@@ -175,8 +175,8 @@ def sight(t: Tiles, a: Arguments) -> Sight:
     high_BT = see_BTG3[..., 1].max(-1)
     low_BT = jnp.where(see_BTG3[..., 1] == 0, t.slots, see_BTG3[..., 0]).min(-1) * (high_BT > 0)
     tile_BT2 = jnp.repeat(jnp.stack([low_BT, high_BT], axis=-1), t.parts, axis=1)
-    begin_F1 = jnp.arange(t.fetches)[:, None] * t.fetch
-    sees_BFT = (tile_BT2[:, None, :, 0] < begin_F1 + t.fetch) & (tile_BT2[:, None, :, 1] > begin_F1)
+    begin_1F1 = jnp.arange(t.fetches)[None, :, None] * t.fetch
+    sees_BFT = (tile_BT2[:, None, :, 0] < begin_1F1 + t.fetch) & (tile_BT2[:, None, :, 1] > begin_1F1)
     first_BF = jnp.argmax(sees_BFT, axis=-1)
     last_BF = jnp.where(sees_BFT.any(-1), t.count - 1 - jnp.argmax(sees_BFT[..., ::-1], axis=-1), 0)
     return Sight(lane_B3N, tile_BT2, jnp.stack([first_BF, last_BF], axis=-1).astype(jnp.int32))
