@@ -23,3 +23,6 @@ from jaxtyping import UInt8
 
 Image = UInt8[np.ndarray, "Y X 3"]
 """An 8-bit RGB image."""
+
+BATCH = ("data", "fsdp")
+"""Mesh axes over which the rows of a batch are split."""

@@ -9,10 +9,9 @@ from flax.linen.spmd import logical_to_mesh_sharding
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pixtok import config
+from pixtok.axes import BATCH
 from pixtok.document import Rows
 from pixtok.errors import InputError
-
-BATCH = ("data", "fsdp")
 
 RULES: dict[str, str | None] = {
     "embed": "fsdp",

@@ -40,6 +40,7 @@ class Program:
     def __init__(self, experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         """Raises InputError when the experiment does not fit the mesh."""
         sharding.check_batch(experiment, mesh)
+        self._mesh = mesh
         self._train, self._config = experiment.train, experiment.model
         self.batch_size = experiment.train.batch_size
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
@@ -72,7 +73,8 @@ class Program:
         return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
     def _by_slot(self, params: Any, rows: Rows) -> Sums:
-        nats = cast(Nats, self._model.apply({"params": params}, rows))
+        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+            nats = cast(Nats, self._model.apply({"params": params}, rows))
         return likelihood.by_slot(nats, rows, self._config)
 
     def _train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:

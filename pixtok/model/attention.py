@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from einops import rearrange
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 
+from pixtok.axes import BATCH
 from pixtok.config import Stream
 from pixtok.model.param import linear, matrix, param
 from pixtok_kernels import global_conditional_attention
@@ -181,13 +183,13 @@ class ConditionalAttention(_Projections):
         slots = self._slots(context.slot_BSE)
 
         def attend(own: slice) -> jax.Array:
-            return global_conditional_attention(
+            return _where_the_windows_are(
                 q_BMTHD[:, :, own],
                 jnp.concatenate([k_BMPKD, k_BMTKD[:, :, own]], axis=2),
                 jnp.concatenate([v_BMPKD, v_BMTKD[:, :, own]], axis=2),
                 *slots,
                 context.span_BM2,
-                halo_count_BM=halo.count_BM,
+                halo.count_BM,
             )
 
         return self._merge(jnp.concatenate([attend(slice(1)), attend(slice(1, None))], axis=2))
@@ -234,6 +236,22 @@ class ConditionalAttention(_Projections):
             q_B1HD[:, None], k_B1PWKD, v_B1PWKD, *cache.slot, context.span_BM2, halo_count_BM=count_B1
         )
         return self._merge(o_B11HD[:, 0]), own
+
+
+def _where_the_windows_are(*arrays: jax.Array) -> jax.Array:
+    """Conditional attention of each device's own rows, windows and heads: a kernel is nothing that XLA could split."""
+
+    def attend(q, k, v, slot_k, slot_v, span, count):
+        return global_conditional_attention(q, k, v, slot_k, slot_v, span, halo_count_BM=count)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return attend(*arrays)
+    window, slot = PartitionSpec(BATCH, "window", None, "tensor"), PartitionSpec(BATCH, None, "tensor")
+    seen = PartitionSpec(BATCH, "window")
+    specs = window, window, window, slot, slot, seen, seen
+    # The kernels do not say along which axes their results vary.
+    return jax.shard_map(attend, in_specs=specs, out_specs=window, check_vma=False)(*arrays)
 
 
 def _gather(x_BNKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
