@@ -179,9 +179,10 @@ class _Step:
     def _slots(self, lane: int, fetch: Any, start: Any) -> _Keys:
         index = fetch * self.t.fetch + start + jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0)
         first, end = (self.r.see[0, n : n + 1, lane : lane + LANES] for n in (0, 1))
-        mask = jnp.where((index >= first) & (index < end), 0.0, _NEVER)
+        bias: Any = 0.0
         if self.r.bias is not None:
-            mask += self.r.bias[0, pl.ds(start, LANES), :] * (1 / self.scale)
+            bias = self.r.bias[0, pl.ds(start, LANES), :] * (1 / self.scale)
+        mask = jnp.where((index >= first) & (index < end), bias, _NEVER)
         return self._lanes("sk", "sv", start, mask)
 
     def _lanes(self, k: str, v: str, start: Any, mask: jax.Array | None) -> _Keys:

@@ -163,10 +163,9 @@ class Sight(NamedTuple):
 
 
 def sight(t: Tiles, a: Arguments) -> Sight:
-    """Raises nothing: ends beyond the slots there are see none of what is not there."""
+    """Of a call whose spans and counts end where slots and halo end."""
     B, M, _ = a.span_BM2.shape
-    low_BM = jnp.clip(a.span_BM2[..., 0], 0, t.case.S)
-    high_BM = jnp.clip(a.span_BM2[..., 1], 0, t.case.S)
+    low_BM, high_BM = a.span_BM2[..., 0], a.span_BM2[..., 1]
     some_BM = low_BM < high_BM
     see_BM3 = jnp.stack([low_BM * some_BM, high_BM * some_BM, a.halo_count_BM], axis=-1).astype(jnp.int32)
     see_BM3 = jnp.pad(see_BM3, ((0, 0), (0, t.padded - M), (0, 0)))

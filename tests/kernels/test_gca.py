@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from oracle import exact
 
+from oracle import exact
 from pixtok_kernels import global_conditional_attention
 from pixtok_kernels.shapes import CASES, Arguments, Case
 
@@ -122,5 +122,7 @@ def test_arguments_that_do_not_fit_are_refused():
         gca(q, k, v, slot_k, slot_v.astype(jnp.bfloat16), span)
     with pytest.raises(ValueError, match="must have the axes"):
         gca(q[0], k, v, slot_k, slot_v, span)
-    with pytest.raises(ValueError, match="implementation must be one of reference, library, pallas_tpu, pallas_gpu; got fast"):
+    with pytest.raises(
+        ValueError, match="implementation must be one of reference, library, pallas_tpu, pallas_gpu; got fast"
+    ):
         gca(*arrays, span, implementation="fast")

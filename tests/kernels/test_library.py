@@ -8,8 +8,8 @@ import pytest
 from einops import rearrange
 from jax import numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
-from oracle import exact
 
+from oracle import exact
 from pixtok_kernels import library
 from pixtok_kernels.shapes import CASES, Arguments, Case, draw
 

@@ -13,8 +13,8 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.interpreters import mlir
 from jax.sharding import SingleDeviceSharding
-from oracle import GRADIENTS, close, exact
 
+from oracle import GRADIENTS, close, exact
 from pixtok_kernels import pallas_gpu, topology
 from pixtok_kernels.pallas_gpu import Blocks
 from pixtok_kernels.shapes import Arguments, Case
@@ -87,9 +87,7 @@ def test_is_the_definition_and_its_gradient(name, interpreted):
     assert o.dtype == dtype
     close(o, expected_o, dtype, "o")
     np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
-    for argument, name, got, wanted in zip(
-        (*a[:5], a[6]), GRADIENTS, gradients, expected, strict=True
-    ):
+    for argument, name, got, wanted in zip((*a[:5], a[6]), GRADIENTS, gradients, expected, strict=True):
         assert got.dtype == argument.dtype
         close(got, wanted, dtype, name)
 
