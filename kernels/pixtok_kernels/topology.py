@@ -79,4 +79,6 @@ def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescriptio
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Compiling takes no chip, so several processes may.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{topology or TPUS[chip]}")

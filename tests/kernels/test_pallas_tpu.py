@@ -1,5 +1,9 @@
 """TPU kernels without a TPU: numbers from the interpreter of Mosaic, machine code from the compiler."""
 
+import contextlib
+import dataclasses
+import functools
+import importlib.util
 import logging
 
 import hypothesis.strategies as st
@@ -9,6 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from jax import numpy as jnp
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec, SingleDeviceSharding
 
@@ -22,9 +27,9 @@ SMALL = Blocks(lanes=128, slots=128, fetch=1)
 """Windows in parts, and one block of slots a fetch: everything that is cut is cut."""
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """Kernels run on the CPU: what is not written is NaN, two cores share a grid, and no core may race another."""
+@contextlib.contextmanager
+def cores(count: int):
+    """Kernels run on the CPU: what is not written is NaN, and nothing may race."""
     found = []
 
     class Races(interpret_pallas_call.RaceDetectionState):
@@ -32,15 +37,27 @@ def interpreted(monkeypatch):
             super().__init__(*args, **kwargs)
             found.append(self)
 
-    monkeypatch.setattr(interpret_pallas_call, "RaceDetectionState", Races)
-    interpret_pallas_call.reset_tpu_interpret_mode_state()
     parameters = pltpu.InterpretParams(
-        uninitialized_memory="nan", detect_races=True, num_cores_or_threads=2, random_seed=0
+        uninitialized_memory="nan", detect_races=True, num_cores_or_threads=count, random_seed=0
     )
-    with pltpu.force_tpu_interpret_mode(parameters):
+    interpret_pallas_call.reset_tpu_interpret_mode_state()
+    with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(parameters):
+        patch.setattr(interpret_pallas_call, "RaceDetectionState", Races)
         yield
-    assert not any(races.races_found for races in found)
     assert found
+    assert not any(races.races_found for races in found)
+
+
+@pytest.fixture
+def interpreted():
+    with cores(1):
+        yield
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Kernels run on the CPU as XLA's loops, with no memory of their own."""
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
 
 
 def cut(monkeypatch, blocks: Blocks | None):
@@ -150,9 +167,16 @@ def test_any_call_is_the_definition_and_its_gradient(interpreted):
     any_call()
 
 
-def test_the_plain_interpreter_says_the_same():
-    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
-        holds(draw(Case(1, 2, 64, 5, 30, 2, 1, 32), jnp.float32, ragged=True), 0.2)
+def test_the_plain_interpreter_says_the_same(plainly, monkeypatch):
+    cut(monkeypatch, SMALL)
+    holds(draw(Case(1, 2, 150, 5, 150, 2, 1, 32), jnp.float32, ragged=True), 0.2)
+
+
+def test_cores_that_share_a_grid_do_not_race(monkeypatch):
+    """Rows and key heads go to any core in any order."""
+    cut(monkeypatch, dataclasses.replace(SMALL, rows=128))
+    with cores(2):
+        holds(draw(Case(2, 2, 130, 3, 130, 2, 2, 32), jnp.float32, ragged=True), 0.2)
 
 
 def gca(a: Arguments, implementation=None, **options):
@@ -175,7 +199,7 @@ WEE = Case(1, 4, 40, 6, 150, 2, 1, 32)
 
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint], ids=["plain", "checkpoint"])
-def test_gradients_through_the_call(wrap, biased, interpreted, monkeypatch):
+def test_gradients_through_the_call(wrap, biased, plainly, monkeypatch):
     cut(monkeypatch, SMALL)
     a = draw(WEE, jnp.float32, ragged=True)
     a = a if biased else a._replace(slot_bias_BS=None)
@@ -187,10 +211,19 @@ def test_gradients_through_the_call(wrap, biased, interpreted, monkeypatch):
     assert len(got) == 5 + biased
 
 
-def test_a_batch_of_calls_is_each_of_them(interpreted):
+@pytest.mark.parametrize("shared", ["nothing", "all-but-queries"])
+def test_a_batch_of_calls_is_each_of_them(shared, plainly):
     calls = [draw(WEE, jnp.float32, ragged=True, seed=seed) for seed in range(2)]
-    got = jax.jit(jax.vmap(lambda a: gca(a, "pallas_tpu")))(jax.tree.map(lambda *x: jnp.stack(x), *calls))
-    for x, a in zip(got, calls, strict=True):
+    axes = Arguments(*[0] * 8)
+    if shared == "all-but-queries":
+        calls = [calls[0], calls[0]._replace(q_BMWHD=calls[1].q_BMWHD)]
+        axes = Arguments(0, *[None] * 7)
+    batch = [jnp.stack(x) if axis == 0 else x[0] for axis, x in zip(axes, zip(*calls, strict=True), strict=True)]
+
+    def attend(*a):
+        return gca(Arguments(*a), "pallas_tpu")
+
+    for x, a in zip(jax.jit(jax.vmap(attend, in_axes=tuple(axes)))(*batch), calls, strict=True):
         close(x, exact(a, WEE.D**-0.5)[0], jnp.float32, "o")
 
 
@@ -225,18 +258,25 @@ def test_biases_from_minus_infinity_to_a_hundred(blocks, interpreted, monkeypatc
 
 
 def test_huge_scores_stay_finite(interpreted, monkeypatch):
-    """Scores of thousands, whose softmax is the greatest of them; the oracle's float32 inputs are the same."""
+    """Of thousands: nothing overflows, and weights are known as well as float32 knows the scores, to 1e-3 or so."""
     cut(monkeypatch, SMALL)
-    a = draw(Case(1, 2, 150, 6, 150, 1, 1, 32), jnp.float32, ragged=True)
-    a = a._replace(q_BMWHD=300 * a.q_BMWHD, slot_k_BSKD=10 * a.slot_k_BSKD)
+    a = draw(Case(1, 2, 130, 6, 150, 1, 1, 32), jnp.float32, ragged=True)
+    a = a._replace(q_BMWHD=300 * a.q_BMWHD, span_BM2=jnp.array([[[0, 150], [20, 100]]]))
     do = jnp.ones(a.q_BMWHD.shape)
-    expected_o, _, expected = exact(a, 1.0, do)
-    got = jax.jit(lambda a: gca(a, "pallas_tpu", scale=1.0))(a)
-    # A score of 20,000 is known to 2e-3, and so is its weight.
-    np.testing.assert_allclose(got, expected_o, atol=0.02)
-    for x, wanted in zip(gradients(lambda a: gca(a, "pallas_tpu", scale=1.0), a, do), expected, strict=True):
-        assert np.isfinite(x).all()
-        assert np.abs(np.asarray(x) - wanted).max() < 0.02 * np.abs(wanted).max()
+
+    @jax.jit
+    def both(a):
+        o, lse = pallas_tpu.forward(a, 1.0)
+        return o, lse, pallas_tpu.backward(a, 1.0, o, lse, do)
+
+    o, lse, gradients = both(a)
+    expected_o, expected_lse, expected = exact(a, 1.0, do)
+    assert np.abs(expected_lse).max() > 4000
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6)
+    np.testing.assert_allclose(o, expected_o, atol=0.01)
+    # Those of scores are nearly zero, one key having all the weight; those of values are not.
+    for x, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(x, wanted, atol=0.01 * max(1, np.abs(wanted).max()))
 
 
 def test_fetches_that_nobody_sees_are_not_fetched(interpreted, monkeypatch):
@@ -244,16 +284,16 @@ def test_fetches_that_nobody_sees_are_not_fetched(interpreted, monkeypatch):
     cut(monkeypatch, SMALL)
     a = draw(Case(1, 2, 128, 0, 512, 1, 1, 32), jnp.float32, ragged=True)
     a = a._replace(span_BM2=jnp.array([[[140, 250], [200, 256]]]))
-    expected_o, lse, _ = exact(a, 0.2)
+    expected_o, _, _ = exact(a, 0.2)
     unseen = a._replace(
         **{
             name: getattr(a, name).at[:, :128].set(np.nan).at[:, 256:].set(np.nan)
             for name in ("slot_k_BSKD", "slot_v_BSKD")
         }
     )
-    o, got_lse = jax.jit(lambda a: pallas_tpu.forward(a, 0.2))(unseen)
+    o, lse = jax.jit(lambda a: pallas_tpu.forward(a, 0.2))(unseen)
     close(o, expected_o, jnp.float32, "o")
-    gradients = jax.jit(lambda a, o, lse: pallas_tpu.backward(a, 0.2, o, lse, o))(unseen, o, got_lse)
+    gradients = jax.jit(lambda a, o, lse: pallas_tpu.backward(a, 0.2, o, lse, o))(unseen, o, lse)
     assert all(np.isfinite(x).all() for x in gradients[:3])
 
 
@@ -404,7 +444,7 @@ def test_tiles_cover_everything_and_divide_what_they_must(t):
     assert t.fetch == t.block or t.fetch * t.key_heads * case.D <= blocks.fetch
 
 
-@settings(max_examples=10, derandomize=True, database=None)
+@settings(max_examples=5, derandomize=True, database=None)
 @given(SIZES)
 def test_layouts_lead_back(t):
     t = tiles.Tiles(t.case._replace(M=t.case.M % 5 + 1, W=t.case.W % 300 + 16, K=1, H=2, D=2), t.blocks, 2)
@@ -420,7 +460,7 @@ def test_layouts_lead_back(t):
         np.testing.assert_array_equal(back(there(x)), x)
 
 
-@settings(max_examples=30, derandomize=True, database=None)
+@settings(max_examples=12, derandomize=True, database=None)
 @given(st.data())
 def test_sight_is_what_spans_say(data):
     case = Case(2, data.draw(st.integers(1, 9)), data.draw(st.sampled_from([16, 40, 150, 300])), 3, 500, 1, 1, 32)
@@ -463,15 +503,13 @@ def abstract(case: Case, dtype, sharding=None) -> Arguments:
 @pytest.fixture(scope="module")
 def absent():
     """Compiles for a chip that is not here; such programs cannot be read back from the cache."""
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu, which compiles for TPU, is not installed")
     kept = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
 
     def compiled(chip, case, dtype):
-        try:
-            sharding = SingleDeviceSharding(topology.tpu(chip).devices[0])
-        except RuntimeError as missing:
-            pytest.skip(str(missing))
-        a = abstract(case, dtype, sharding)
+        a = abstract(case, dtype, SingleDeviceSharding(topology.tpu(chip).devices[0]))
         return jax.jit(both()).lower(a).compile()
 
     yield compiled
@@ -512,7 +550,7 @@ def test_memory_is_that_of_the_arguments(case, chip, absent):
     memory = absent(chip, case, jnp.bfloat16).memory_analysis()
     scores = case.H * case.M * case.W * (case.W + case.S)
     assert memory.temp_size_in_bytes < 2 * memory.argument_size_in_bytes
-    assert memory.temp_size_in_bytes < scores / 4
+    assert memory.temp_size_in_bytes < scores  # one byte for each
 
 
 def test_every_fetch_of_the_most_slots_fits(absent):
