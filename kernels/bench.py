@@ -354,12 +354,21 @@ def lanes(device: str, wanted: str | None) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("gpu", "cpu"), required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--device", choices=("gpu", "cpu"), help="measure here")
+    what.add_argument("--tpu-schedule", action="store_true", help="what the TPU compiler schedules; needs no TPU")
     parser.add_argument("--out", type=Path, help="also write the rows here, as lines of JSON")
     parser.add_argument("--minutes", type=float, default=8, help="after which nothing new is begun")
     parser.add_argument("--largest", type=int, default=200704, help="largest number of pixels")
     parser.add_argument("--lanes", help="only these, separated by commas")
     options = parser.parse_args()
+    if options.tpu_schedule:
+        try:
+            schedule.run(options.out)
+        except RuntimeError as problem:
+            print(_line(problem), file=sys.stderr)
+            return 2
+        return 0
     deadline = time.monotonic() + 60 * options.minutes
     try:
         jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])

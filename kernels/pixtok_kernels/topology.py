@@ -75,7 +75,8 @@ def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescriptio
         raise ValueError(f"chip must be one of {', '.join(TPUS)}; got {chip}")
     if not importlib.util.find_spec("libtpu"):
         raise RuntimeError("compiling for TPU needs libtpu: pip install libtpu")
-    # Without these the compiler asks the network where it is.
+    # Without these the compiler asks the network where it is, and serves one process at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
