@@ -5,7 +5,6 @@ bundles of the loop over its grid count once a step, those of a loop inside as o
 neither multiply nor copy behind a branch of their own (what happens at a block's first or last step) once a block.
 """
 
-import collections
 import dataclasses
 import json
 import os
@@ -107,14 +106,15 @@ class Row:
 
 
 def _compile(function: Callable[..., Any], arguments: Any, chip: str, dump: Path) -> None:
-    shutil.rmtree(dump)
-    dump.mkdir()
+    for file in dump.iterdir():
+        file.unlink()
     where = SingleDeviceSharding(topology.tpu(chip).devices[0])
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), arguments)
     jax.jit(function).lower(*shapes).compile()
 
 
-def _ours(case: Case, chip: str, dump: Path) -> Iterator[Row]:
+def ours(case: Case, chip: str, dump: Path) -> Iterator[Row]:
+    """Forward and gradient of our kernel."""
     a = jax.eval_shape(lambda: draw(case, jnp.bfloat16, ragged=False))
     t, scale = pallas_tpu.tiled(a), case.D**-0.5
     lse = jax.ShapeDtypeStruct((case.B, case.H, case.M, case.W), jnp.float32)
@@ -143,6 +143,7 @@ def _splash(case: Case, chip: str, dump: Path) -> Iterator[Row]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from jax.experimental.pallas.ops.tpu import splash_attention as splash
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
     W, S, D = case.W, case.S, case.D
     # Its mask is an array of all pairs; with so many heads nothing is kept on the chip, which real sizes would not.
     N, heads = 4096, 96
@@ -168,8 +169,8 @@ def _splash(case: Case, chip: str, dump: Path) -> Iterator[Row]:
             block_kv_dq=None if fused else _BLOCK,
             use_fused_bwd_kernel=fused,
         )
-        masks = splash.splash_attention_mask.MultiHeadMask([splash.splash_attention_mask.NumpyMask(mask)] * heads)
-        attend = splash.make_splash_mha_single_device(masks, block_sizes=sizes)
+        every = masks.MultiHeadMask([masks.NumpyMask(mask)] * heads)
+        attend = splash.make_splash_mha_single_device(every, block_sizes=sizes)
 
         _compile(lambda q, k, v, do, f=attend: jax.vjp(f, q, k, v)[1](do), (q, k, k, q), chip, dump)
 
@@ -193,22 +194,27 @@ def _splash(case: Case, chip: str, dump: Path) -> Iterator[Row]:
             yield Row(chip, W, S, D, "backward", "splash, fused", cycles, used / cycles / units, moved)
 
 
+def dump_to(folder: Path) -> None:
+    """Has the TPU compiler of this process write what it does there; before it is first used."""
+    flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+    jax.config.update("jax_enable_compilation_cache", False)  # what comes from there is not scheduled again
+
+
 def run(out: Path | None) -> None:
     """Prints the table, and writes each row to `out` as a JSON line.  Raises RuntimeError without libtpu."""
     dump = Path(tempfile.mkdtemp())
-    flags = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
-    os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
-    jax.config.update("jax_enable_compilation_cache", False)  # what comes from there is not scheduled again
+    dump_to(dump)
     rows_written: list[str] = []
     print("| chip | W | S | D | pass | kernel | cycles | matrix unit | KiB | ours / it |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     try:
         for case in CASES:
             for chip in CHIPS:
-                rows = [*_ours(case, chip, dump), *_splash(case, chip, dump)]
-                ours = {row.pass_: row.cycles for row in rows if row.kernel == "ours"}
+                rows = [*ours(case, chip, dump), *_splash(case, chip, dump)]
+                least = {row.pass_: row.cycles for row in rows if row.kernel == "ours"}
                 for row in sorted(rows, key=lambda row: row.pass_, reverse=True):
-                    ratio = "" if row.kernel == "ours" else f"{ours[row.pass_] / row.cycles:.2f}"
+                    ratio = "" if row.kernel == "ours" else f"{least[row.pass_] / row.cycles:.2f}"
                     print(
                         f"| {chip} | {row.W} | {row.S} | {row.D} | {row.pass_} | {row.kernel} | {row.cycles:.0f} | "
                         f"{row.matrix_unit:.0%} | {row.bytes / 1024:.0f} | {ratio} |",
