@@ -198,6 +198,7 @@ def dump_to(folder: Path) -> None:
     """Has the TPU compiler of this process write what it does there; before it is first used."""
     flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+    jax.config.update("jax_platforms", "cpu")  # it compiles for chips that are not here
     jax.config.update("jax_enable_compilation_cache", False)  # what comes from there is not scheduled again
 
 
