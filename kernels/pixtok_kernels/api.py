@@ -48,8 +48,9 @@ def global_conditional_attention(
 
     Work for each head: M·W·(W/2 + P + S̄) score pairs, S̄ the mean length of a span, instead of (M·W)²/2.
 
-    `halo_count_BM`: None means all P.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has
-    the dtype of `q`.  Differentiable in everything but spans and counts.
+    `halo_count_BM`: None means all P.  What counts and spans say beyond the P halo keys and S slots that there are
+    is not heard.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has the dtype of `q`.
+    Differentiable in everything but spans and counts.
 
     `implementation`: None takes `pallas_tpu` where the program is compiled for a TPU and `library` elsewhere; what the
     kernel cannot take goes to `library` too, and PIXTOK_KERNEL_LOG=1 in the environment says why.  `pallas_gpu`, for
@@ -59,8 +60,12 @@ def global_conditional_attention(
     that is named cannot take the call.
     """
     shapes.check(q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM)
+    P, S = k_BMPWKD.shape[2] - q_BMWHD.shape[2], slot_k_BSKD.shape[1]
     if halo_count_BM is None:
-        halo_count_BM = jnp.full(q_BMWHD.shape[:2], k_BMPWKD.shape[2] - q_BMWHD.shape[2], jnp.int32)
+        halo_count_BM = jnp.full(q_BMWHD.shape[:2], P, jnp.int32)
+    # Backends find keys by them.
+    halo_count_BM = jnp.clip(halo_count_BM.astype(jnp.int32), 0, P)
+    span_BM2 = jnp.clip(span_BM2.astype(jnp.int32), 0, S)
     arguments = Arguments(q_BMWHD, k_BMPWKD, v_BMPWKD, slot_k_BSKD, slot_v_BSKD, span_BM2, slot_bias_BS, halo_count_BM)
     factor = q_BMWHD.shape[-1] ** -0.5 if scale is None else scale
     if implementation == "reference":

@@ -97,6 +97,12 @@ def _div(x: Any, by: int) -> jax.Array:
     return jax.lax.div(x, jnp.int32(by))
 
 
+def _pair(pairs: Any, row: Any, index: Any, count: int) -> tuple[Any, Any]:
+    """Of an array (rows, count, 2) that lies flat: scalar memory would pad its last axis to 128."""
+    at = 2 * (row * count + index)
+    return pairs[at], pairs[at + 1]
+
+
 def _aligned(start: Any) -> Any:
     return start if isinstance(start, int) else pl.multiple_of(start, LANES)
 
@@ -173,9 +179,10 @@ class _Step:
     def _slots(self, lane: int, fetch: Any, start: Any) -> _Keys:
         index = fetch * self.t.fetch + start + jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0)
         first, end = (self.r.see[0, n : n + 1, lane : lane + LANES] for n in (0, 1))
-        mask = jnp.where((index >= first) & (index < end), 0.0, _NEVER)
+        bias: Any = 0.0
         if self.r.bias is not None:
-            mask += self.r.bias[0, pl.ds(start, LANES), :] * (1 / self.scale)
+            bias = self.r.bias[0, pl.ds(start, LANES), :] * (1 / self.scale)
+        mask = jnp.where((index >= first) & (index < end), bias, _NEVER)
         return self._lanes("sk", "sv", start, mask)
 
     def _lanes(self, k: str, v: str, start: Any, mask: jax.Array | None) -> _Keys:
@@ -309,7 +316,7 @@ def _turn(t: Tiles) -> Any:
 def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, list[_Item], bool], None]) -> None:
     """Hands all keys of a tile to `take(step, items, begin)`: near ones and the first visible slots to begin with."""
     row, tile, turn = pl.program_id(0), pl.program_id(2), _turn(t)
-    low, high = r.tile[row, tile, 0], r.tile[row, tile, 1]
+    low, high = _pair(r.tile, row, tile, t.count)
     part = jax.lax.rem(tile, t.parts) if t.parts > 1 else 0
     step, fetch = _Step(t, scale, r, part), _div(low, t.fetch) + turn
     first, end = _visible(t, low, high, fetch)
@@ -387,7 +394,7 @@ def _far_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
     row, fetch, tile = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     pl.when(tile == 0)(lambda: _clear(r.dsk, r.dsv, r.dbias))
     step = _Step(t, scale, r, 0)
-    first, end = _visible(t, r.tile[row, tile, 0], r.tile[row, tile, 1], fetch)
+    first, end = _visible(t, *_pair(r.tile, row, tile, t.count), fetch)
     _loop(first, end, lambda block: _differentiate(step, step.items(step.slots(fetch, block)), None))
     pl.when(tile == t.count - 1)(lambda: _write(r, scale, "dsk", "dsv"))
 
@@ -497,8 +504,8 @@ class _Blocks:
 def _walking(t: Tiles) -> _Blocks:
     """Of a grid over tiles, and over the fetches that a tile sees: nothing is fetched for those that it does not."""
 
-    def fetch(row, _, tile, turn, tile_BT2):
-        low, high = tile_BT2[row, tile, 0], tile_BT2[row, tile, 1]
+    def fetch(row, _, tile, turn, pairs):
+        low, high = _pair(pairs, row, tile, t.count)
         return jnp.minimum(_div(low, t.fetch) + turn, _div(jnp.maximum(high - 1, low), t.fetch))
 
     return _Blocks(t, lambda _row, _head, tile, *_: tile, fetch)
@@ -524,7 +531,7 @@ def forward(a: Arguments, scale: float) -> tuple[jax.Array, jax.Array]:
         t,
         scale,
         (case.B, case.K // t.key_heads, t.count, t.fetches),
-        {"tile": see.tile_BT2},
+        {"tile": see.tile_BT2.reshape(-1)},
         {"q": blocks.queries(q_BHDN), **blocks.keys(a, see.lane_B3N)},
         {"o": blocks.queries(_shape(q_BHDN)), "lse": blocks.queries(_line(t))},
         {
@@ -546,7 +553,9 @@ def backward(
     t = tiled(a)
     see, blocks = sight(t, a), _walking(t)
     q_BHDN, do_BHDN, o_BHDN = (t.pixels(x) for x in (a.q_BMWHD, do_BMWHD.astype(a.q_BMWHD.dtype), o_BMWHD))
-    lse_BHMW = jnp.pad(lse_BHMW, ((0, 0), (0, 0), (0, t.padded - case.M), (0, t.span - case.W)))
+    # Lanes of padding weigh nothing, whatever the bias is of the slots that they see.
+    padding = (0, 0), (0, 0), (0, t.padded - case.M), (0, t.span - case.W)
+    lse_BHMW = jnp.pad(lse_BHMW, padding, constant_values=-_NEVER)
     lse_BH1N = lse_BHMW.reshape(case.B, case.H, 1, -1)
     keys = blocks.keys(a, see.lane_B3N)
 
@@ -572,7 +581,7 @@ def backward(
         t,
         scale,
         (case.B, case.K // t.key_heads, t.count, t.fetches),
-        {"tile": see.tile_BT2},
+        {"tile": see.tile_BT2.reshape(-1)},
         {
             "q": blocks.queries(q_BHDN),
             "o": blocks.queries(o_BHDN),
@@ -601,8 +610,8 @@ def backward(
     )
     if not once:
 
-        def tile(row, _, fetch, tile, tile_BT2, fetch_BF2):
-            return jnp.clip(tile, fetch_BF2[row, fetch, 0], fetch_BF2[row, fetch, 1])
+        def tile(row, _, fetch, tile, _tiles, pairs):
+            return jnp.clip(tile, *_pair(pairs, row, fetch, t.fetches))
 
         blocks = _Blocks(t, tile, lambda _row, _head, fetch, *_: fetch)
         made |= _call(
@@ -610,7 +619,7 @@ def backward(
             t,
             scale,
             (case.B, case.K // t.key_heads, t.fetches, t.count),
-            {"tile": see.tile_BT2, "fetch": see.fetch_BF2},
+            {"tile": see.tile_BT2.reshape(-1), "fetch": see.fetch_BF2.reshape(-1)},
             {
                 "q": blocks.queries(q_BHDN),
                 "do": blocks.queries(do_BHDN),

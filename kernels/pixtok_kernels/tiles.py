@@ -163,10 +163,9 @@ class Sight(NamedTuple):
 
 
 def sight(t: Tiles, a: Arguments) -> Sight:
-    """Raises nothing: ends beyond the slots there are see none of what is not there."""
+    """Of a call whose spans and counts end where slots and halo end."""
     B, M, _ = a.span_BM2.shape
-    low_BM = jnp.clip(a.span_BM2[..., 0], 0, t.case.S)
-    high_BM = jnp.clip(a.span_BM2[..., 1], 0, t.case.S)
+    low_BM, high_BM = a.span_BM2[..., 0], a.span_BM2[..., 1]
     some_BM = low_BM < high_BM
     see_BM3 = jnp.stack([low_BM * some_BM, high_BM * some_BM, a.halo_count_BM], axis=-1).astype(jnp.int32)
     see_BM3 = jnp.pad(see_BM3, ((0, 0), (0, t.padded - M), (0, 0)))
@@ -175,8 +174,8 @@ def sight(t: Tiles, a: Arguments) -> Sight:
     high_BT = see_BTG3[..., 1].max(-1)
     low_BT = jnp.where(see_BTG3[..., 1] == 0, t.slots, see_BTG3[..., 0]).min(-1) * (high_BT > 0)
     tile_BT2 = jnp.repeat(jnp.stack([low_BT, high_BT], axis=-1), t.parts, axis=1)
-    begin_F1 = jnp.arange(t.fetches)[:, None] * t.fetch
-    sees_BFT = (tile_BT2[:, None, :, 0] < begin_F1 + t.fetch) & (tile_BT2[:, None, :, 1] > begin_F1)
+    begin_1F1 = jnp.arange(t.fetches)[None, :, None] * t.fetch
+    sees_BFT = (tile_BT2[:, None, :, 0] < begin_1F1 + t.fetch) & (tile_BT2[:, None, :, 1] > begin_1F1)
     first_BF = jnp.argmax(sees_BFT, axis=-1)
     last_BF = jnp.where(sees_BFT.any(-1), t.count - 1 - jnp.argmax(sees_BFT[..., ::-1], axis=-1), 0)
     return Sight(lane_B3N, tile_BT2, jnp.stack([first_BF, last_BF], axis=-1).astype(jnp.int32))

@@ -75,9 +75,10 @@ def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescriptio
         raise ValueError(f"chip must be one of {', '.join(TPUS)}; got {chip}")
     if not importlib.util.find_spec("libtpu"):
         raise RuntimeError("compiling for TPU needs libtpu: pip install libtpu")
-    # Without these the compiler asks the network where it is, and serves one process at a time.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Without these the compiler asks the network where it is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Compiling takes no chip, so several processes may.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{topology or TPUS[chip]}")

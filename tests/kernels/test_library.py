@@ -9,6 +9,7 @@ from einops import rearrange
 from jax import numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from oracle import exact
 from pixtok_kernels import library
 from pixtok_kernels.shapes import CASES, Arguments, Case, draw
 
@@ -19,41 +20,6 @@ CASES = CASES | {
 }
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 SOME = pytest.mark.parametrize("case", ["halo", "pixel", "seven-windows", "many-rows", "no-slots"])
-
-
-def exact(a: Arguments, scale: float, do):
-    """Attention, its log-sum-exp and its gradients: softmax and its Jacobian over every key, in float64."""
-    q, k, v, slot_k, slot_v, do = (np.asarray(x, np.float64) for x in (*a[:5], do))
-    B, M, W, H, _ = q.shape
-    P, S, G = k.shape[2] - W, slot_k.shape[1], H // k.shape[3]
-    key_P, pixel_W1 = np.arange(P + W), np.arange(W)[:, None]
-    own = (key_P >= P) & (key_P - P <= pixel_W1)
-    halo = key_P < np.minimum(P, np.asarray(a.halo_count_BM))[..., None]
-    span, slot_S = np.asarray(a.span_BM2), np.arange(S)
-    slots = (span[..., :1] <= slot_S) & (slot_S < span[..., 1:])
-    see = np.concatenate(
-        [own | halo[:, :, None], np.broadcast_to(slots[:, :, None], (B, M, W, S))], axis=-1
-    )  # (B, M, W, P + W + S)
-    every = [
-        np.repeat(np.concatenate([x, np.broadcast_to(slot[:, None], (B, M, *slot.shape[1:]))], 2), G, axis=3)
-        for x, slot in ((k, slot_k), (v, slot_v))
-    ]
-    score = scale * np.einsum("bmthd, bmnhd -> bmhtn", q, every[0])
-    if a.slot_bias_BS is not None:
-        score[..., P + W :] += np.asarray(a.slot_bias_BS, np.float64)[:, None, None, None]
-    score = np.where(see[:, :, None], score, -np.inf)
-    lse = np.log(np.exp(score).sum(-1))
-    weight = np.exp(score - lse[..., None])
-    o = np.einsum("bmhtn, bmnhd -> bmthd", weight, every[1])
-    dweight = np.einsum("bmthd, bmnhd -> bmhtn", do, every[1])
-    dscore = weight * (dweight - (weight * dweight).sum(-1, keepdims=True))
-    dq = scale * np.einsum("bmhtn, bmnhd -> bmthd", dscore, every[0])
-    dk = scale * np.einsum("bmhtn, bmthd -> bmnhd", dscore, q)
-    dv = np.einsum("bmhtn, bmthd -> bmnhd", weight, do)
-    dk, dv = (rearrange(x, "b m n (k g) d -> b m n k g d", g=G).sum(4) for x in (dk, dv))
-    dbias = None if a.slot_bias_BS is None else dscore[..., P + W :].sum((1, 2, 3))
-    gradients = dq, dk[:, :, : P + W], dv[:, :, : P + W], dk[:, :, P + W :].sum(1), dv[:, :, P + W :].sum(1), dbias
-    return o, rearrange(lse, "b m h t -> b h m t"), gradients
 
 
 def holds(a, forward, backward, tolerance=2e-5):
