@@ -7,7 +7,7 @@ MAX_BAD ?= 0.01
 NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
 	{ p=$$(realpath '$(DATA)'); b=$$(basename "$$p" | tr -cs 'A-Za-z0-9\n' '-'); echo "$$b-$$(printf %s "$$p" | cksum | cut -d' ' -f1)"; })
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-cluster check format clean
 .DELETE_ON_ERROR:
 
 # The main job, on the embedded data or on your own: make demo DATA=/path/to/folder [MAX_BAD=0.1]
@@ -19,6 +19,11 @@ demo: .venv/run.stamp
 
 test: check
 	$(BIN)/pytest -n 2 --dist worksteal -q
+
+# What needs the compilers of machines that are not here: GPU kernels are compiled for an H100.
+test-cluster: .venv/cuda.stamp
+	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
+		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py -k compiles
 
 # The static checks alone; pre-commit runs them too.
 check: .venv/test.stamp
@@ -39,6 +44,12 @@ format: .venv/test.stamp
 
 .venv/test.stamp: .venv/run.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Only the compiler's parts of CUDA, where nothing else finds them: jax on a CPU has no use for them.
+.venv/cuda.stamp: .venv/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/cuda \
+		-c constraints.txt jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm
 	touch $@
 
 clean:

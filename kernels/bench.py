@@ -1,10 +1,12 @@
 """Global conditional attention on one device: is it right, how fast is it, what does it hold, against causal attention.
 
 python kernels/bench.py --device gpu|cpu [--out ROWS.jsonl] [--minutes 8] [--largest 200704] [--lanes library,reference]
+python kernels/bench.py --tpu-schedule [--out ROWS.jsonl]     cycles that the TPU compiler schedules, without a TPU
+python kernels/bench.py --tune [CHIP]                         block sizes, for the device here or a TPU that is not
 
-Numerics first: each implementation against float32 `reference`.  Then forward, and forward with gradient, of one layer
-on an image of N pixels, one slot for each window.  The yardstick is causal attention over all pixels, of as many heads:
-12 on 6 key heads in bfloat16, on the CPU 2 on 1 in float32, all 64 wide, on the same random data.
+With --device, numerics first: each implementation against float32 `reference`.  Then forward, and forward with
+gradient, of one layer on an image of N pixels, one slot for each window.  The yardstick is causal attention over all
+pixels, of as many heads: 12 on 6 key heads in bfloat16, on the CPU 2 on 1 in float32, all 64 wide, on the same data.
 A row is printed, and written as a line of JSON, as soon as it exists; a lane that fails is a row with its error; what
 does not fit in memory or in the time left is a row that says so.  Last, the targets.
 """
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import schedule
+import tune
 from jax import numpy as jnp
 
 from pixtok_kernels import global_conditional_attention
@@ -354,12 +358,31 @@ def lanes(device: str, wanted: str | None) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("gpu", "cpu"), required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--device", choices=("gpu", "cpu"), help="measure here")
+    what.add_argument("--tpu-schedule", action="store_true", help="what the TPU compiler schedules; needs no TPU")
+    what.add_argument(
+        "--tune",
+        nargs="?",
+        const="",
+        metavar="CHIP",
+        help="write the best block sizes of this device to pixtok_kernels/tuned, or of a TPU that is not here: v5e, …",
+    )
     parser.add_argument("--out", type=Path, help="also write the rows here, as lines of JSON")
     parser.add_argument("--minutes", type=float, default=8, help="after which nothing new is begun")
     parser.add_argument("--largest", type=int, default=200704, help="largest number of pixels")
     parser.add_argument("--lanes", help="only these, separated by commas")
     options = parser.parse_args()
+    if options.tpu_schedule or options.tune is not None:
+        try:
+            if options.tpu_schedule:
+                schedule.run(options.out)
+            else:
+                print(tune.run(options.tune or None, Path(__file__).parent / "pixtok_kernels" / "tuned"))
+        except (RuntimeError, ValueError) as problem:
+            print(_line(problem), file=sys.stderr)
+            return 2
+        return 0
     deadline = time.monotonic() + 60 * options.minutes
     try:
         jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])

@@ -308,9 +308,14 @@ def _at(head: int, lane: int) -> tuple[int, slice, slice]:
     return head, slice(None), slice(lane, lane + LANES)
 
 
+def _turn(t: Tiles) -> Any:
+    """The how manyth fetch of a tile this is; a plain 0 where there is one, so that nothing branches."""
+    return pl.program_id(3) if t.fetches > 1 else 0
+
+
 def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, list[_Item], bool], None]) -> None:
     """Hands all keys of a tile to `take(step, items, begin)`: near ones and the first visible slots to begin with."""
-    row, tile, turn = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    row, tile, turn = pl.program_id(0), pl.program_id(2), _turn(t)
     low, high = _pair(r.tile, row, tile, t.count)
     part = jax.lax.rem(tile, t.parts) if t.parts > 1 else 0
     step, fetch = _Step(t, scale, r, part), _div(low, t.fetch) + turn
@@ -324,7 +329,7 @@ def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, lis
         if t.parts > 1:
             _loop(0, part, lambda earlier: take(step, step.items(step.before(earlier)), False))
 
-    begin = jnp.where(turn == 0, first + 1, first)
+    begin = first + 1 if t.fetches == 1 else jnp.where(turn == 0, first + 1, first)
     _loop(begin, end, lambda block: take(step, step.items(step.slots(fetch, block)), False))
 
 
@@ -340,7 +345,7 @@ def _forward_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
 
     _walk(r, t, scale, take)
 
-    @pl.when(pl.program_id(3) == t.fetches - 1)
+    @pl.when(_turn(t) == t.fetches - 1)
     def _() -> None:
         for head in range(t.heads):
             total = r.l[head].sum(0, keepdims=True)
@@ -363,7 +368,7 @@ def _write(r: SimpleNamespace, scale: float, *names: str) -> None:
 
 
 def _near_kernel(r: SimpleNamespace, t: Tiles, scale: float) -> None:
-    tile, turn = pl.program_id(2), pl.program_id(3)
+    tile, turn = pl.program_id(2), _turn(t)
     part = jax.lax.rem(tile, t.parts) if t.parts > 1 else 0
 
     @pl.when(turn == 0)

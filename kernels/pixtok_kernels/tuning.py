@@ -1,13 +1,21 @@
-"""Block sizes of the TPU kernels: validated data, never fields of a model."""
+"""Block sizes of the kernels: validated data, never fields of a model."""
 
 import dataclasses
+import functools
+import json
+from importlib import resources
+from typing import TypeVar
+
+import jax
 
 from pixtok_kernels.shapes import Case
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a call is cut for a core."""
+    """How a call is cut for a TPU core."""
 
     lanes: int = 256
     """Query pixels of a tile, at most: several small windows, one, or a part of a large one.  A multiple of 128."""
@@ -31,7 +39,37 @@ class Blocks:
             raise ValueError(f"rows and fetch must be positive, lag from 0 to 8; got {self}")
 
 
+def key(case: Case, itemsize: int) -> str:
+    """What a tuned entry holds for: the rest of a case only says how much there is of it."""
+    return f"W{case.W} P{case.P} D{case.D} G{case.H // case.K} bytes{itemsize}"
+
+
+def file(device_kind: str) -> str:
+    """Name of the file of tuned sizes for a kind of device, as jax calls it."""
+    return f"{device_kind.lower().replace(' ', '-')}.json"
+
+
+@functools.cache
+def _read(device_kind: str) -> dict[str, dict[str, int]]:
+    found = resources.files("pixtok_kernels") / "tuned" / file(device_kind)
+    return json.loads(found.read_text()) if found.is_file() else {}
+
+
+def tuned(kind: type[T], platforms: tuple[str, ...], case: Case, itemsize: int) -> T | None:
+    """What was measured to be best on the device at hand, where it is one of these platforms.
+
+    Raises TypeError or ValueError for a file that does not hold such blocks.
+    """
+    if jax.default_backend() not in platforms:
+        return None
+    sizes = _read(jax.devices()[0].device_kind).get(key(case, itemsize))
+    return None if sizes is None else kind(**sizes)
+
+
 def blocks(case: Case, itemsize: int) -> Blocks:
-    """What is known to be good for a call with numbers of `itemsize` bytes."""
-    # Exact products of float32 take six passes each: less of them run ahead, or registers run out.
+    """For a call with numbers of `itemsize` bytes: what was tuned, or else what is good on average."""
+    found = tuned(Blocks, ("tpu",), case, itemsize)
+    if found:
+        return found
+    # Exact products of float32 take six passes each: fewer of them run ahead, or registers run out.
     return Blocks() if itemsize == 2 else Blocks(rows=512, fetch=1 << 17, lag=2)
