@@ -102,7 +102,7 @@ def packed(a: Arguments) -> Arguments:
 
 SINGLE = {
     # Two windows a tile and a tile of padding; heads that share a key head; a halo of less than a row of registers.
-    "several-windows": (Case(1, 3, 100, 5, 150, 4, 2, 32), jnp.bfloat16, None),
+    "several-windows": (Case(1, 3, 100, 5, 150, 2, 1, 32), jnp.bfloat16, None),
     # Eight windows a tile: halo keys of several windows in one product.
     "small-windows": (Case(1, 11, 16, 17, 20, 2, 1, 32), jnp.float32, Blocks(lanes=256, slots=128)),
     # Three parts, the last one partly padding; three fetches, of which spans see some.
@@ -176,7 +176,7 @@ def test_cores_that_share_a_grid_do_not_race(monkeypatch):
     """Rows and key heads go to any core in any order."""
     cut(monkeypatch, dataclasses.replace(SMALL, rows=128))
     with cores(2):
-        holds(draw(Case(2, 2, 130, 3, 130, 2, 2, 32), jnp.float32, ragged=True), 0.2)
+        holds(draw(Case(2, 1, 130, 3, 130, 2, 2, 32), jnp.float32, ragged=True), 0.2)
 
 
 def gca(a: Arguments, implementation=None, **options):
@@ -460,7 +460,7 @@ def test_layouts_lead_back(t):
         np.testing.assert_array_equal(back(there(x)), x)
 
 
-@settings(max_examples=12, derandomize=True, database=None)
+@settings(max_examples=6, derandomize=True, database=None)
 @given(st.data())
 def test_sight_is_what_spans_say(data):
     case = Case(2, data.draw(st.integers(1, 9)), data.draw(st.sampled_from([16, 40, 150, 300])), 3, 500, 1, 1, 32)
