@@ -152,7 +152,7 @@ def calls(draw_from):
 
 
 # Each is traced and compiled anew: few of them, the same every time, and none to make a failure smaller.
-@settings(max_examples=5, derandomize=True, database=None, phases=[Phase.generate])
+@settings(max_examples=3, derandomize=True, database=None, phases=[Phase.generate])
 @given(calls())
 def any_call(call):
     case, blocks, dtype, biased, documents, seed = call
@@ -444,7 +444,7 @@ def test_tiles_cover_everything_and_divide_what_they_must(t):
     assert t.fetch == t.block or t.fetch * t.key_heads * case.D <= blocks.fetch
 
 
-@settings(max_examples=5, derandomize=True, database=None)
+@settings(max_examples=3, derandomize=True, database=None)
 @given(SIZES)
 def test_layouts_lead_back(t):
     t = tiles.Tiles(t.case._replace(M=t.case.M % 5 + 1, W=t.case.W % 300 + 16, K=1, H=2, D=2), t.blocks, 2)
