@@ -18,12 +18,13 @@ demo: .venv/run.stamp
 	@echo "score it: $(BIN)/pixtok eval runs/demo-$(NAME)"
 
 test: check
-	$(BIN)/pytest -n 2 --dist worksteal -q
+	$(BIN)/pytest -n 2 --dist worksteal -q -m "not slow"
 
-# What needs the compilers of machines that are not here: GPU kernels are compiled for an H100.
+# What takes long, or needs the compilers of machines that are not here: GPU kernels are compiled for an H100.
 test-cluster: .venv/cuda.stamp
 	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
 		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py -k compiles
+	$(BIN)/pytest -n 2 --dist worksteal -q -m slow
 
 # The static checks alone; pre-commit runs them too.
 check: .venv/test.stamp

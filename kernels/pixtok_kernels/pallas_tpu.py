@@ -51,8 +51,8 @@ def refusal(a: Arguments, scale: float) -> str | None:
         return f"a window must have from 16 to 4096 pixels; got {W}"
     if S > 65536 or P > 4096:
         return f"there may be 65536 slots and 4096 halo keys; got {S} and {P}"
-    if not scale > 0:
-        return f"scale must be positive; got {scale}"
+    if not scale > 1e-20:  # or _NEVER would be near to other scores
+        return f"scale must be positive and not tiny; got {scale}"
     if not M * case.B:
         return "there is no window"
     if (bytes_ := tiled(a).bytes_a_key_head) > VMEM * 3 // 4:

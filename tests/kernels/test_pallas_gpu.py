@@ -69,7 +69,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"wide", "grouped", "long"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_is_the_definition_and_its_gradient(name, interpreted):
     case, dtype, spans, counts, blocks = CASES[name]
     a, scale = arguments(case, dtype, spans, counts), 1.5 * case.D**-0.5

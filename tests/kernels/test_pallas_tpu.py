@@ -119,7 +119,10 @@ SINGLE = {
 }
 
 
-@pytest.mark.parametrize("name", SINGLE)
+SLOW = {"parts-and-fetches-16", "blocks-of-a-fetch"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SINGLE])
 def test_is_the_definition_and_its_gradient(name, interpreted, monkeypatch):
     case, dtype, blocks = SINGLE[name]
     cut(monkeypatch, blocks)
@@ -172,6 +175,7 @@ def test_the_plain_interpreter_says_the_same(plainly, monkeypatch):
     holds(draw(Case(1, 2, 150, 5, 150, 2, 1, 32), jnp.float32, ragged=True), 0.2)
 
 
+@pytest.mark.slow
 def test_cores_that_share_a_grid_do_not_race(monkeypatch):
     """Rows and key heads go to any core in any order."""
     cut(monkeypatch, dataclasses.replace(SMALL, rows=128))
