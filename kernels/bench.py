@@ -373,6 +373,8 @@ def main() -> int:
     parser.add_argument("--largest", type=int, default=200704, help="largest number of pixels")
     parser.add_argument("--lanes", help="only these, separated by commas")
     options = parser.parse_args()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.tpu_schedule or options.tune is not None:
         try:
             if options.tpu_schedule:
@@ -380,7 +382,7 @@ def main() -> int:
             else:
                 print(tune.run(options.tune or None, Path(__file__).parent / "pixtok_kernels" / "tuned"))
         except (RuntimeError, ValueError) as problem:
-            print(_line(problem), file=sys.stderr)
+            print(problem, file=sys.stderr)
             return 2
         return 0
     deadline = time.monotonic() + 60 * options.minutes
@@ -388,7 +390,7 @@ def main() -> int:
         jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])
         kind = jax.devices()[0].device_kind
     except Exception as problem:  # jax has several, an AssertionError among them
-        print(f"no {options.device} that jax can use here: {_line(problem)}", file=sys.stderr)
+        print(f"no {options.device} that jax can use here ({_line(problem)})", file=sys.stderr)
         return 2
     rows, emit = recorder(options.out)
     emit(
