@@ -50,7 +50,7 @@ def global_conditional_attention(
 
     `halo_count_BM`: None means all P.  What counts and spans say beyond the P halo keys and S slots that there are
     is not heard.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has the dtype of `q`.
-    Differentiable in everything but spans and counts.
+    Differentiable, in reverse, in everything but spans and counts; `scale` is a number, not an array.
 
     `implementation`: None takes `pallas_tpu` where the program is compiled for a TPU and `library` elsewhere; what the
     kernel cannot take goes to `library` too, and PIXTOK_KERNEL_LOG=1 in the environment says why.  `pallas_gpu`, for

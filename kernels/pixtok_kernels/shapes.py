@@ -120,6 +120,8 @@ def check(
     ):
         if array is not None and array.shape != wanted:
             raise ValueError(f"{name} must have shape {wanted}; got {array.shape}")
+    if not jnp.issubdtype(q_BMWHD.dtype, jnp.floating):
+        raise ValueError(f"q must be floating; got {q_BMWHD.dtype}")
     for name, array in (("k", k_BMPWKD), ("v", v_BMPWKD), ("slot_k", slot_k_BSKD), ("slot_v", slot_v_BSKD)):
         if array.dtype != q_BMWHD.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q_BMWHD.dtype}; got {array.dtype}")

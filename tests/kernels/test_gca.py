@@ -118,6 +118,8 @@ def test_arguments_that_do_not_fit_are_refused():
         gca(q[:, :, :, :1], k, v, slot_k, slot_v, span)
     with pytest.raises(ValueError, match=r"halo_count must have shape \(2, 3\)"):
         gca(*arrays, span, halo_count_BM=count[:1])
+    with pytest.raises(ValueError, match="q must be floating; got int32"):
+        gca(*(a.astype(jnp.int32) for a in arrays), span)
     with pytest.raises(ValueError, match="slot_v must have the dtype of q, float32; got bfloat16"):
         gca(q, k, v, slot_k, slot_v.astype(jnp.bfloat16), span)
     with pytest.raises(ValueError, match="must have the axes"):
