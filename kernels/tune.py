@@ -67,7 +67,7 @@ class _fixed:  # noqa: N801, a context
 
 
 def search(start: Any, choices: dict[str, tuple[int, ...]], cost: Callable[[Any], float]) -> tuple[Any, float]:
-    """The best found by changing one field after the other, and its cost; what does not compile costs too much."""
+    """The best found by changing one field after the other, and its cost; what cannot be or does not compile is named and left out."""
     best, least = start, cost(start)
     for name, sizes in choices.items():
         for size in sizes:
@@ -76,7 +76,8 @@ def search(start: Any, choices: dict[str, tuple[int, ...]], cost: Callable[[Any]
             trial = dataclasses.replace(best, **{name: size})
             try:
                 got = cost(trial)
-            except (ValueError, jax.errors.JaxRuntimeError):
+            except (ValueError, jax.errors.JaxRuntimeError) as problem:
+                print(f"left out {trial}: {str(problem).splitlines()[0]}", flush=True)
                 continue
             if got < least:
                 best, least = trial, got

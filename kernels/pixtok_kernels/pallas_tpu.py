@@ -66,10 +66,10 @@ class _Keys(NamedTuple):
     k: Callable[[int], jax.Array]
     """Of a key head: (D, C), or (C, D) where `rows`."""
     v: Callable[[int], jax.Array]
-    mask: jax.Array | None = None
+    mask: jax.Array | None
     """Added to scores: (C, 128)."""
-    rows: bool = False
-    add: Callable[..., None] = lambda *_: None
+    rows: bool
+    add: Callable[..., None]
     """Takes key head, p, ds, q and do, and adds to the gradients of these keys."""
 
 
