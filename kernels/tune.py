@@ -67,7 +67,7 @@ class _fixed:  # noqa: N801, a context
 
 
 def search(start: Any, choices: dict[str, tuple[int, ...]], cost: Callable[[Any], float]) -> tuple[Any, float]:
-    """The best found by changing one field after the other, and its cost; what cannot be or does not compile is named and left out."""
+    """The best found by changing one field after the other, and its cost.  What does not compile is named, no more."""
     best, least = start, cost(start)
     for name, sizes in choices.items():
         for size in sizes:

@@ -1,9 +1,10 @@
-"""Global conditional attention in float64, for all tests of kernels: the definition, one window and head at a time."""
+"""Conditional attention in float64, for all tests of kernels: the definition, one window and head at a time."""
 
+import jax
 import numpy as np
 from jax import numpy as jnp
 
-from pixtok_kernels.shapes import Arguments
+from pixtok_kernels.shapes import Arguments, Case
 
 GRADIENTS = "dq dk dv dslot_k dslot_v dslot_bias".split()
 
@@ -57,3 +58,15 @@ def close(got, expected, dtype, name):
     assert got.shape == expected.shape
     assert np.sqrt((error**2).sum()) <= 2 * unit * np.sqrt((expected**2).sum()), name
     assert np.abs(error).max(initial=0) <= 8 * unit * np.abs(expected).max(initial=0), name
+
+
+def abstract(case: Case, dtype, sharding=None) -> Arguments:
+    """The shapes of a call with a bias, to compile for."""
+    B, M, W, P, S, H, K, D = case
+
+    def array(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    near, far = array(B, M, P + W, K, D), array(B, S, K, D)
+    span, count = array(B, M, 2, dtype=jnp.int32), array(B, M, dtype=jnp.int32)
+    return Arguments(array(B, M, W, H, D), near, near, far, far, span, array(B, S, dtype=jnp.float32), count)

@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.interpreters import mlir
 from jax.sharding import SingleDeviceSharding
 
-from oracle import GRADIENTS, close, exact
+from oracle import GRADIENTS, abstract, close, exact
 from pixtok_kernels import pallas_gpu, topology
 from pixtok_kernels.pallas_gpu import Blocks
 from pixtok_kernels.shapes import Arguments, Case
@@ -138,17 +138,6 @@ def test_tiles_that_nobody_sees_are_not_fetched(interpreted):
     )
     o, _ = jax.jit(lambda a: pallas_gpu.forward(a, 1.0, blocks=Blocks(), interpret=interpreted))(unseen)
     close(o, expected_o, jnp.float16, "o")
-
-
-def abstract(case: Case, dtype, sharding=None) -> Arguments:
-    B, M, W, P, S, H, K, D = case
-
-    def array(*shape, dtype=dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    near, far = array(B, M, P + W, K, D), array(B, S, K, D)
-    span, count = array(B, M, 2, dtype=jnp.int32), array(B, M, dtype=jnp.int32)
-    return Arguments(array(B, M, W, H, D), near, near, far, far, span, array(B, S, dtype=jnp.float32), count)
 
 
 def test_what_is_refused():

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec, SingleDeviceSharding
 
-from oracle import GRADIENTS, close, exact
+from oracle import GRADIENTS, abstract, close, exact
 from pixtok.config import PRESETS
 from pixtok_kernels import global_conditional_attention, pallas_tpu, tiles, topology, tuning
 from pixtok_kernels.shapes import BENCH, Arguments, Case, draw
@@ -491,17 +491,6 @@ def test_sight_is_what_spans_say(data):
     for b, n in np.ndindex(2, t.fetches):
         hits = np.flatnonzero(within[b, :, n * t.fetch : (n + 1) * t.fetch].any(-1))
         assert tuple(fetch[b, n]) == ((hits[0], hits[-1]) if hits.size else (0, 0))
-
-
-def abstract(case: Case, dtype, sharding=None) -> Arguments:
-    B, M, W, P, S, H, K, D = case
-
-    def array(*shape, dtype=dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    near, far = array(B, M, P + W, K, D), array(B, S, K, D)
-    span, count = array(B, M, 2, dtype=jnp.int32), array(B, M, dtype=jnp.int32)
-    return Arguments(array(B, M, W, H, D), near, near, far, far, span, array(B, S, dtype=jnp.float32), count)
 
 
 @pytest.fixture(scope="module")
