@@ -70,8 +70,7 @@ def read(folder: Path, name: str) -> Code:
             text = "".join(lines[inside.start : inside.stop])
             if not re.search(r"vmatmul|dma\.", text):
                 once.update(inside)
-        # A branch at the end of a loop goes back.
-        if "sbr.rel" in line and index + 6 < len(lines) and "LB" not in (found[1] or ""):
+        if "sbr.rel" in line and index + 6 < len(lines):  # the last one goes back to the next step
             branches.append(index)
     step, block, loops = np.zeros(2), np.zeros(2), []
     for index, (depth, mark) in enumerate(zip(depths, marks, strict=True)):
