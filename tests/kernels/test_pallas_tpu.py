@@ -119,7 +119,7 @@ SINGLE = {
 }
 
 
-SLOW = {"parts-and-fetches-16", "blocks-of-a-fetch"}
+SLOW = {"parts-and-fetches-16", "blocks-of-a-fetch", "widest"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SINGLE])
