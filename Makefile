@@ -18,13 +18,13 @@ demo: .venv/run.stamp
 	@echo "score it: $(BIN)/pixtok eval runs/demo-$(NAME)"
 
 test: check
-	$(BIN)/pytest -n 2 --dist worksteal -q -m "not slow"
+	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m "not slow"
 
 # What takes long, or needs the compilers of machines that are not here: GPU kernels are compiled for an H100.
 test-cluster: .venv/cuda.stamp
 	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
 		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py -k compiles
-	$(BIN)/pytest -n 2 --dist worksteal -q -m slow
+	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m slow
 
 # The static checks alone; pre-commit runs them too.
 check: .venv/test.stamp
@@ -45,6 +45,9 @@ format: .venv/test.stamp
 
 .venv/test.stamp: .venv/run.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# The TPU compiler, where tests alone find it: without a TPU jax would say at every start that there is none.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/tpu \
+		-c constraints.txt libtpu
 	touch $@
 
 # Only the compiler's parts of CUDA, where nothing else finds them: jax on a CPU has no use for them.

@@ -69,7 +69,7 @@ CASES = {
 }
 
 
-SLOW = {"wide", "grouped", "long", "no-slots"}
+SLOW = {"wide", "grouped", "long"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
