@@ -49,6 +49,9 @@ LOG2E = math.log2(math.e)
 
 TILE = plgpu.Layout.WGMMA
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+# Any, since jax 0.11 declares them abstract.
+TILING: Any = plgpu.TilingTransform
+SWIZZLE: Any = plgpu.SwizzleTransform
 BY_ROW, BY_COLUMN = plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
@@ -267,7 +270,7 @@ def _shared(dtype: Any, *shape: int) -> Any:
         return plgpu.SMEM(shape, dtype)
     size = jnp.dtype(dtype).itemsize
     swizzle = next(bytes_ for bytes_ in (128, 64, 32) if shape[-1] * size % bytes_ == 0)
-    transforms = (plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle))
+    transforms = (TILING((8, swizzle // size)), SWIZZLE(swizzle))
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
