@@ -24,5 +24,5 @@ from jaxtyping import UInt8
 Image = UInt8[np.ndarray, "Y X 3"]
 """An 8-bit RGB image."""
 
-BATCH = ("data", "fsdp")
+BATCH = ("dcn_data", "data", "fsdp")
 """Mesh axes over which the rows of a batch are split."""

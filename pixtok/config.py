@@ -146,6 +146,8 @@ class Mesh:
     """Windows of a row side by side."""
     tensor: int = 1
     """Heads, hidden widths and vocabulary split."""
+    dcn_data: int = 1
+    """Like data, between slices of TPUs that only the data centre's network connects: their number."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Program:
         """Raises InputError when the experiment does not fit the mesh."""
         sharding.check_batch(experiment, mesh)
         self._mesh = mesh
-        self._train, self._config = experiment.train, experiment.model
+        self._train, self._config, self._data = experiment.train, experiment.model, experiment.data
         self.batch_size = experiment.train.batch_size
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
         self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
@@ -116,6 +116,17 @@ class Program:
     def put(self, rows: Rows) -> Rows:
         """This process's rows → the global batch on the mesh."""
         return jax.tree.map(jax.make_array_from_process_local_data, self._rows, rows)
+
+    def lower_train_step(self) -> jax.stages.Lowered:
+        """The training step for a whole batch, lowered for the devices of the mesh, which need not be here."""
+        data = self._data
+        empty = empty_row(data.slots, data.windows, self._config.window)
+        rows = jax.tree.map(
+            lambda array, where: jax.ShapeDtypeStruct((self.batch_size, *array.shape), array.dtype, sharding=where),
+            empty,
+            self._rows,
+        )
+        return self._step.lower(self.abstract, rows)
 
     def train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
         """One optimizer step.  `state` is donated: it is gone afterwards."""

@@ -56,6 +56,7 @@ def one(experiment):
         Mesh(data=1, fsdp=4),
         Mesh(data=1, window=4),
         Mesh(data=2, tensor=2),
+        Mesh(data=1, fsdp=2, dcn_data=2),
         Mesh(data=1, fsdp=2, window=2),
     ],
     ids=str,
@@ -135,6 +136,7 @@ def test_schedule_warms_up_and_decays():
         (Mesh(data=3), "do not make 4 devices"),
         (Mesh(data=-1, fsdp=-1), "do not make 4 devices"),
         (Mesh(data=0), "do not make 4 devices"),
+        (Mesh(dcn_data=3), "do not make 4 devices"),
     ],
 )
 def test_meshes_that_do_not_fit_are_bad_input(mesh, message):
@@ -151,5 +153,14 @@ def test_dimensions_that_do_not_divide_are_bad_input(experiment):
         program(train=dataclasses.replace(experiment.train, batch_size=6))
     with pytest.raises(InputError, match=r"mesh.window = 4 does not divide data.windows = 22"):
         program(mesh=Mesh(1, 1, 4), data=dataclasses.replace(experiment.data, windows=22))
-    with pytest.raises(InputError, match=r"mesh.tensor = 4 does not divide a dimension of 2"):
+    with pytest.raises(
+        InputError,
+        match=r"mesh.tensor = 4 does not divide dimension kv_heads of size 2 in .*make mesh.tensor a divisor of 2",
+    ):
         program(mesh=Mesh(1, 1, 1, 4))
+
+
+def test_an_axis_that_two_dimensions_want_is_refused(experiment, monkeypatch):
+    monkeypatch.setitem(sharding.RULES, "mlp", "fsdp")
+    with pytest.raises(InputError, match=r"dimensions mlp and embed .* in params/.*/mlp/down both want mesh.fsdp"):
+        Program(experiment, sharding.make_mesh(Mesh(1, 4)))
