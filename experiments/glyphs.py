@@ -53,7 +53,7 @@ def save(name: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[n
 
 def main(draws: int = 4) -> None:
     run = Run(Path("runs/glyphs"))
-    dataset = run.dataset()
+    (dataset,) = run.datasets()
     generator = Generator(run.experiment.model, weights.load(run, None)[2], dataset.vocabulary())
 
     test = np.flatnonzero(dataset.index.split_N == SPLITS.index("test"))

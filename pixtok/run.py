@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from pixtok.files import write
 
 FREE = (
     "name",
-    "data.path",  # the data set itself is compared, by its fingerprint
+    "data.path",  # the data sets themselves are compared, by their fingerprint
+    "data.mix",
     "data.threads",
     "data.workers",
     "data.max_bad",
@@ -34,11 +35,12 @@ FREE = (
 rate, whose schedule ends with `train.steps`."""
 
 
-def data_fingerprint(dataset: Dataset) -> str:
-    """Equal for two data sets if and only if they hold the same documents of the same sizes."""
+def data_fingerprint(datasets: Iterable[Dataset]) -> str:
+    """Equal if and only if the data sets hold, one by one, the same documents of the same sizes."""
     digest = hashlib.sha256()
-    for name in ("dataset.json", "index.npz"):
-        digest.update((dataset.path / name).read_bytes())
+    for dataset in datasets:
+        for name in ("dataset.json", "index.npz"):
+            digest.update((dataset.path / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -57,12 +59,12 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def write_config(run_dir: Path, experiment: Experiment, dataset: Dataset, command: Sequence[str]) -> None:
+def write_config(run_dir: Path, experiment: Experiment, datasets: Sequence[Dataset], command: Sequence[str]) -> None:
     """Write `config.json`: the experiment, and all that is needed to repeat it."""
     packages = ("pixtok", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     content = {
         "experiment": dataclasses.asdict(experiment),
-        "data": {"fingerprint": data_fingerprint(dataset), "vocabulary": dataset.manifest.fingerprint},
+        "data": {"fingerprint": data_fingerprint(datasets), "vocabulary": datasets[0].manifest.fingerprint},
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},
@@ -112,12 +114,15 @@ class Run:
             raise InputError(f"{self.path} holds no checkpoint yet")
         return folder
 
-    def dataset(self) -> Dataset:
-        """The data set that it was trained on.  Raises InputError when that is not at hand."""
-        path = self.experiment.data.path
-        if not Path(path).exists():
-            raise InputError(f"{path}, on which {self.path} was trained, is not here: give --data, or go to its folder")
-        return Dataset(path)
+    def datasets(self) -> list[Dataset]:
+        """The data sets that it was trained on.  Raises InputError when one is not at hand."""
+        paths = self.experiment.data.paths
+        for path in paths:
+            if not Path(path).exists():
+                raise InputError(
+                    f"{path}, on which {self.path} was trained, is not here: give --data, or go to its folder"
+                )
+        return [Dataset(path) for path in paths]
 
     @property
     def begun(self) -> bool:
@@ -130,7 +135,7 @@ class Run:
         """Of the vocabulary of the data set that it was trained on."""
         return self._content["data"]["vocabulary"]
 
-    def check_resumable(self, experiment: Experiment, dataset: Dataset) -> None:
+    def check_resumable(self, experiment: Experiment, datasets: Sequence[Dataset]) -> None:
         """Raises InputError when resuming under this experiment would mix two different trainings."""
         new = dict(flatten(experiment))
         for name, old in flatten(self.experiment):
@@ -139,8 +144,9 @@ class Run:
                     f"{self.path} was trained with {name} = {old}, and now it is {new[name]}: set --{name} {old} to "
                     f"resume, or start anew with another --run_dir (--init {self.path} begins with its weights)"
                 )
-        if self._content["data"]["fingerprint"] != data_fingerprint(dataset):
+        if self._content["data"]["fingerprint"] != data_fingerprint(datasets):
+            paths = ", ".join(str(dataset.path) for dataset in datasets)
             raise InputError(
-                f"{self.path} was trained on another data set than {dataset.path}: give that one to resume, or start "
-                f"anew with another --run_dir (--init {self.path} begins with its weights)"
+                f"{self.path} was trained on another data set than {paths}: give what it was trained on to resume, or "
+                f"start anew with another --run_dir (--init {self.path} begins with its weights)"
             )

@@ -87,13 +87,13 @@ class Trainer:
         train, data = experiment.train, experiment.data
         loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
         self.loader = Loader(**loader, split="train")
-        validation = self.loader.dataset.manifest.documents["validation"]
+        validation = any(dataset.manifest.documents["validation"] for dataset in self.loader.datasets)
         self._validation = Loader(**loader, split="validation") if validation else None
         if run_dir.exists() and not run_dir.is_dir():
             raise InputError(f"{run_dir} is a file: give another --run_dir")
         self._before = Run(run_dir).experiment if run_dir.exists() and any(run_dir.iterdir()) else None
         if self._before is not None and Run(run_dir).begun:  # else it has nothing to lose
-            Run(run_dir).check_resumable(experiment, self.loader.dataset)
+            Run(run_dir).check_resumable(experiment, self.loader.datasets)
         self._init = None if init is None else _init_weights(init, experiment)
         self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
         self.clock = _Clock()
@@ -116,7 +116,7 @@ class Trainer:
                 if start >= steps:
                     live.say(f"nothing to do: train.steps = {steps}")
                     return ExitCode.DONE
-                write_config(self.run_dir, self.experiment, self.loader.dataset, self._command)
+                write_config(self.run_dir, self.experiment, self.loader.datasets, self._command)
                 done, state = self._loop(state, start, stop, checkpoints, writer, live)
                 with self.clock.count("save"):
                     if checkpoints.latest() != done:
@@ -151,7 +151,8 @@ class Trainer:
     ) -> tuple[int, State]:
         """→ (steps done, the state after them).  Reads the figures of a step only once the next is under way."""
         train, checkpoint, clock = self.experiment.train, self.experiment.checkpoint, self.clock
-        bad = _BadLog(self.run_dir / "bad.jsonl", self.experiment.data.max_bad * len(self.loader.dataset))
+        documents = sum(map(len, self.loader.datasets))
+        bad = _BadLog(self.run_dir / "bad.jsonl", self.experiment.data.max_bad * documents)
         log = _StepLog(self, writer, live, checkpoints)
         done = start
         if start == 0:
