@@ -8,6 +8,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 from pixtok import config
 from pixtok.errors import InputError
+from pixtok.files import is_local
 from pixtok.step import State
 
 
@@ -20,7 +21,7 @@ class Checkpoints:
         """`keep` None: to read alone.  On several processes all must do the same, in the same order."""
         self.folder = epath.Path(folder)
         if keep is None:
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(create=False)
         else:
             policies: list[preserve.PreservationPolicy] = [preserve.LatestN(keep.keep)]
             if keep.keep_every is not None:
@@ -32,7 +33,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(timeout_secs=int(save_seconds)),
             )
-        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+        path = self.folder.absolute() if is_local(self.folder) else self.folder
+        self._manager = ocp.CheckpointManager(path, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -149,6 +149,19 @@ class Run:
         return [Dataset(path) for path in paths]
 
     @property
+    def is_new(self) -> bool:
+        """Whether a run may begin here: nothing is here, or what one left that was killed before it had begun.
+
+        Raises InputError when something else is here.
+        """
+        if not self.path.exists():
+            return True
+        left = {item.name for item in self.path.iterdir() if not item.name.startswith("stacks-")}
+        if left <= {"checkpoints"} and not self.begun:
+            return True
+        return not self.content
+
+    @property
     def begun(self) -> bool:
         """Whether it has a checkpoint."""
         folder = self.path / "checkpoints"

@@ -89,7 +89,7 @@ class Trainer:
             if self.run_dir.exists() and not self.run_dir.is_dir():
                 raise InputError(f"{run_dir} is a file: give another --run_dir")
             self._manifest = describe_run(experiment, self.loader.datasets, command)
-            self._before = Run(self.run_dir) if self.run_dir.exists() and any(self.run_dir.iterdir()) else None
+            self._before = None if Run(self.run_dir).is_new else Run(self.run_dir)
             if self._before is not None and self._before.begun:  # else it has nothing to lose
                 check_resumable(self.run_dir, self._before.content, self._manifest)
             self._init = None if init is None else _init_run(Run(epath.Path(init)), experiment)
@@ -113,6 +113,8 @@ class Trainer:
             Checkpoints(self.run_dir / "checkpoints", experiment.checkpoint, deadline.save) as checkpoints,
         ):
             state, start = self._first_state(checkpoints)
+            if start < steps and not silent:
+                write_json(self.run_dir / "config.json", self._manifest)
             with (
                 Writer(self.run_dir, start, silent=silent) as writer,
                 Live(start, steps, silent=silent) as live,
@@ -123,8 +125,6 @@ class Trainer:
                     live.say(f"nothing to do: train.steps = {steps}")
                     return ExitCode.DONE
                 self.ledger.resume(self.run_dir, writer.lost)
-                if not silent:
-                    write_json(self.run_dir / "config.json", self._manifest)
                 try:
                     done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
                     with self._phase("save", deadline.save):

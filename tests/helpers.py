@@ -26,13 +26,13 @@ def run_pixtok(*args: object, wait: bool = True, **env: str):
     return run_python("-m", "pixtok", *args, wait=wait, **env)
 
 
-def run_python(*args: object, wait: bool = True, **env: str):
+def run_python(*args: object, wait: bool = True, cwd: Path | None = None, **env: str):
     """Run Python likewise."""
     command = [sys.executable, *map(str, args)]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))
     all_env = os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": path} | env
     if wait:
-        return subprocess.run(command, capture_output=True, text=True, env=all_env, timeout=300)
+        return subprocess.run(command, capture_output=True, text=True, env=all_env, cwd=cwd, timeout=300)
     return subprocess.Popen(command, env=all_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

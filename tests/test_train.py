@@ -153,8 +153,10 @@ def test_resuming_under_another_config_is_bad_input(experiment, finished, photos
     with pytest.raises(InputError, match="was trained on another data set"):
         train("--data.path", str(tmp_path / "other"))
     shutil.copytree(tmp_path / "other", tmp_path / "foreign")
-    with pytest.raises(InputError, match="foreign is not a run"):
-        cli.run(["train", str(experiment), "--run_dir", str(tmp_path / "foreign")])
+    (tmp_path / "headless" / "checkpoints" / "3").mkdir(parents=True)
+    for name in ("foreign", "headless"):
+        with pytest.raises(InputError, match=f"{name} is not a run"):
+            cli.run(["train", str(experiment), "--run_dir", str(tmp_path / name)])
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
@@ -290,6 +292,8 @@ def test_compressed_files_come_back(finished, tmp_path, capsys):
 
 def test_a_run_without_a_checkpoint_may_begin_anew(experiment, tmp_path, capsys):
     command = ["train", str(experiment), "--run_dir", str(tmp_path / "run")]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "stacks-0.txt").touch()
     with pytest.raises(NotFiniteError, match="no checkpoint yet"):
         cli.run([*command, "--train.learning_rate", "1e30", "--train.clip_norm", "1e30"])
     assert cli.run([*command, "--train.steps", "3"]) == ExitCode.DONE
@@ -318,4 +322,72 @@ def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path,
     assert cli.run([*command, str(tmp_path / "lenient"), "--data.max_bad", "0.2"]) == ExitCode.DONE
     (bad,) = (tmp_path / "lenient" / "bad.jsonl").read_text().splitlines()
     assert json.loads(bad)["reason"] == "rotten"
+    capsys.readouterr()
+
+
+def test_a_checkpoint_of_another_training_is_refused_before_it_is_read(experiment, finished, tmp_path, capsys):
+    other, run_dir = tmp_path / "other", tmp_path / "run"
+    short = ["--train.steps", "3", "--train.eval_every", "3"]
+    cli.run(["train", str(experiment), "--run_dir", str(other), "--train.learning_rate", "0.02", *short])
+    cli.run(["train", str(experiment), "--run_dir", str(run_dir), *short])
+    shutil.rmtree(run_dir / "checkpoints")
+    shutil.copytree(other / "checkpoints", run_dir / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoints/3 was trained with train.learning_rate = 0.02"):
+        cli.run(["train", str(experiment), "--run_dir", str(run_dir)])
+    manifest = json.loads((run_dir / "checkpoints" / "3" / "manifest" / "metadata").read_text())
+    assert {"experiment", "data", "versions", "git", "mixture"} <= set(manifest)
+
+    wide = tmp_path / "wide"
+    cli.run(["train", str(experiment), "--run_dir", str(wide), "--model.trunk.width", "32", *short])
+    shutil.rmtree(wide / "checkpoints")
+    shutil.copytree(other / "checkpoints", wide / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoints/3 was not saved by the run that .*config.json describes"):
+        cli.run(["eval", str(wide)])
+    capsys.readouterr()
+
+
+def test_some_checkpoints_stay_for_good(experiment, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    options = [
+        "--checkpoint.every",
+        "1",
+        "--checkpoint.keep",
+        "1",
+        "--checkpoint.keep_every",
+        "2",
+        "--train.steps",
+        "5",
+    ]
+    cli.run(["train", str(experiment), "--run_dir", str(run_dir), *options])
+    assert sorted(int(name) for name in os.listdir(run_dir / "checkpoints")) == [2, 4, 5]
+    capsys.readouterr()
+
+
+def test_a_save_that_fails_in_the_background_stops_the_run(experiment, tmp_path, monkeypatch, capsys):
+    async def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", full, raising=True)
+    run_dir = tmp_path / "run"
+    with pytest.raises(Exception, match="No space left"):
+        cli.run(["train", str(experiment), "--run_dir", str(run_dir), "--train.steps", "100000"])
+    assert not [name for name in os.listdir(run_dir / "checkpoints") if name.isdigit()]
+    capsys.readouterr()
+
+
+def test_weights_of_a_mixture_change_at_a_checkpoint(experiment, photos, tmp_path, capsys):
+    from pixtok.data.build import Settings, build
+
+    build(str(photos), tmp_path / "second", Settings(validation=0.2, test=0.1, seed=1))
+    run_dir = tmp_path / "run"
+
+    def train(steps: int, *weights: float) -> list:
+        mix = ["--data.mix", str(tmp_path / "second"), "--data.weights", *map(str, weights)]
+        cli.run(["train", str(experiment), "--run_dir", str(run_dir), "--train.steps", str(steps), *mix])
+        manifest = run_dir / "checkpoints" / str(steps) / "manifest" / "metadata"
+        return json.loads(manifest.read_text())["mixture"]
+
+    assert train(4, 3, 1) == [[0, [3, 1]]]
+    assert train(6, 3, 1) == [[0, [3, 1]]]
+    assert train(8, 1, 1) == [[0, [3, 1]], [6, [1, 1]]]
     capsys.readouterr()
