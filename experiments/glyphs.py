@@ -52,7 +52,7 @@ def save(name: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[n
 
 
 def main(draws: int = 4) -> None:
-    run = Run(Path("runs/glyphs"))
+    run = Run(epath.Path("runs/glyphs"))
     dataset = run.dataset()
     generator = Generator(run.experiment.model, weights.load(run, None)[2], dataset.vocabulary())
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from tyro.conf import Positional
 from pixtok import config
 from pixtok.data.build import Settings
 from pixtok.draw import Draw
-from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.errors import DeadlineError, ExitCode, InputError, NotFiniteError
 from pixtok.files import write
 
 T = TypeVar("T")
@@ -64,9 +65,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 @dataclass(frozen=True)
 class _Train:
     experiment: Annotated[config.Experiment, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """Where the run goes, and is resumed from; runs/NAME by default."""
-    init: Path | None = None
+    run_dir: str | None = None
+    """Where the run goes, and is resumed from; runs/NAME by default, gs://BUCKET/NAME too."""
+    init: str | None = None
     """Begin a new run with the weights of this one."""
 
 
@@ -79,18 +80,21 @@ def train(args: Sequence[str]) -> ExitCode:
         raise InputError("pixtok train wants an experiment file first, like experiments/demo.py")
     loaded = config.load(Path(args[0]))
     parsed = _parse(_Train, args[1:], f"pixtok train {args[0]}", default=_Train(loaded))
+    from pixtok import cluster
+    from pixtok.files import location
     from pixtok.train import Trainer
 
-    run_dir = parsed.run_dir or Path("runs") / parsed.experiment.name
+    run_dir = parsed.run_dir or f"runs/{parsed.experiment.name}"
     command = ["pixtok", "train", *args]
     code = Trainer(parsed.experiment, run_dir, init=parsed.init, command=command).run()
-    print(f"{run_dir}: {', '.join(sorted(path.name for path in run_dir.iterdir()))}")
+    if cluster.lead():
+        print(f"{run_dir}: {', '.join(sorted(path.name for path in location(run_dir).iterdir()))}")
     return code
 
 
 @dataclass(frozen=True)
 class _Eval:
-    run: Positional[Path]
+    run: Positional[str]
     """A run directory."""
     data: str | None = None
     """Another data set than the run's own."""
@@ -111,7 +115,7 @@ def evaluate(args: Sequence[str]) -> ExitCode:
 
 @dataclass(frozen=True)
 class _Sample:
-    run: Positional[Path]
+    run: Positional[str]
     """A run directory."""
     size: str | None = None
     """Height and width of images to draw, like 32x48; None: the most common size of the run's data set."""
@@ -129,7 +133,7 @@ class _Sample:
     """Write the text that follows this image, instead of drawing one."""
     n: int = 1
     """How many to draw, side by side."""
-    out: Path | None = None
+    out: str | None = None
     """Where the files go; RUN/samples by default."""
     step: int | None = None
     """Another checkpoint than the latest."""
@@ -175,7 +179,7 @@ def sample(args: Sequence[str]) -> ExitCode:
 
 @dataclass(frozen=True)
 class _Code:
-    run: Positional[Path]
+    run: Positional[str]
     """A run directory; its weights are the key to the file."""
     source: Positional[Path]
     """What to read."""
@@ -358,15 +362,24 @@ def main() -> None:
 
     # Libraries log their every step as information; what users need, pixtok says itself.
     absl.logging.set_verbosity(absl.logging.WARNING)
+    code, reason = ExitCode.BUG, ""
     try:
         code = run(sys.argv[1:])
     except InputError as error:
-        print(str(error) if str(error).startswith("pixtok ") else f"pixtok: {error}", file=sys.stderr)
-        code = ExitCode.BAD_INPUT
+        code, reason = ExitCode.BAD_INPUT, str(error)
     except NotFiniteError as error:
-        print(f"pixtok: {error}", file=sys.stderr)
-        code = ExitCode.NOT_FINITE
+        code, reason = ExitCode.NOT_FINITE, str(error)
+    except DeadlineError as error:
+        code, reason = ExitCode.DEADLINE, str(error)
     except KeyboardInterrupt:
-        print("pixtok: interrupted", file=sys.stderr)
-        code = ExitCode.INTERRUPTED
+        code, reason = ExitCode.INTERRUPTED, "interrupted"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    cluster = sys.modules.get("pixtok.cluster")  # else nothing was begun that others might share
+    who = f" process {cluster.index()} of {cluster.count()}:" if cluster and cluster.count() > 1 else ""
+    if reason and code != ExitCode.BUG:
+        print(reason if reason.startswith("pixtok ") else f"pixtok:{who} {reason}", file=sys.stderr)
+    if cluster:
+        cluster.leave(code, reason)
     sys.exit(int(code))

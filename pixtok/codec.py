@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import jax
 import msgpack
 import numpy as np
+from etils import epath
 from jax import numpy as jnp
 
 from pixtok import document, fold, weights, windows
@@ -218,7 +219,7 @@ def read_header(content: bytes) -> dict[str, Any]:
     return header
 
 
-def compress_file(run_dir: Path, source: Path, out: Path, step: int | None = None) -> str:
+def compress_file(run_dir: epath.PathLike, source: Path, out: Path, step: int | None = None) -> str:
     """Compress an image file with the weights of a run → what to say of it.
 
     Raises InputError, also for an image that 8-bit RGB cannot hold.
@@ -230,7 +231,7 @@ def compress_file(run_dir: Path, source: Path, out: Path, step: int | None = Non
     return f"{out}: {len(content)} bytes, {8 * len(content) / image.size:.3f} bits/dim, {height} × {width} pixels"
 
 
-def decompress_file(run_dir: Path, source: Path, out: Path, step: int | None = None) -> str:
+def decompress_file(run_dir: epath.PathLike, source: Path, out: Path, step: int | None = None) -> str:
     """Write the image of a compressed file as PNG → what to say of it.  Raises InputError."""
     try:
         content = source.read_bytes()
@@ -256,7 +257,7 @@ def _named(source: Path) -> Iterator[None]:
         raise InputError(f"{source}: {error}") from None
 
 
-def _codec(run_dir: Path, step: int | None) -> Codec:
+def _codec(run_dir: epath.PathLike, step: int | None) -> Codec:
     _range_coder()  # before the weights are loaded
-    run = Run(run_dir)
+    run = Run(epath.Path(run_dir))
     return Codec(run.experiment.model, weights.load(run, step)[2])

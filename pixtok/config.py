@@ -132,6 +132,8 @@ class Checkpoint:
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 3
     """Keep the latest so many."""
+    keep_every: int | None = None
+    """Keep those of every so many steps for good; None: the latest alone."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,24 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Deadlines:
+    """Seconds after which a run ends with exit code 4 instead of hanging."""
+
+    start: float = 900
+    """Until all processes are there, and have looked at data and settings."""
+    restore: float = 3600
+    """For the initial state: made, or read from a checkpoint."""
+    compile: float = 3600
+    """For the first step, and for each evaluation."""
+    step: float = 1800
+    """For a step, and for the data of one."""
+    save: float = 3600
+    """For a checkpoint to be written."""
+    peer: float = 120
+    """For a process that is not heard of by the others."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that a run depends on."""
 
@@ -161,6 +181,7 @@ class Experiment:
     train: Train
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     mesh: Mesh = field(default_factory=Mesh)
+    deadline: Deadlines = field(default_factory=Deadlines)
 
 
 UPW = Model(
@@ -250,6 +271,14 @@ def validate(experiment: Experiment) -> None:
         f"from 0 to {train.steps - 1}, less than train.steps",
         train.warmup_steps,
     )
+    _require(
+        experiment.checkpoint.keep_every is None or experiment.checkpoint.keep_every >= 1,
+        "checkpoint.keep_every",
+        "at least 1",
+        experiment.checkpoint.keep_every,
+    )
+    for name, value in flatten(experiment.deadline, "deadline."):
+        _require(1 <= value < math.inf, name, "at least 1 s", value)
     for name in ("learning_rate", "clip_norm"):
         value = getattr(train, name)
         _require(0 < value < math.inf, f"train.{name}", "positive and finite", value)

@@ -1,10 +1,10 @@
 """Score a data set with a trained run."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from pixtok import likelihood, weights
 from pixtok.config import Model
@@ -19,14 +19,14 @@ _RESAMPLES = 2000
 
 
 def evaluate(
-    run_dir: str | Path, *, data: str | None = None, split: str = "validation", step: int | None = None
+    run_dir: epath.PathLike, *, data: str | None = None, split: str = "validation", step: int | None = None
 ) -> dict[str, Any]:
     """Figures of `likelihood.figures` over a whole split, with their counts and 95 % intervals over documents.
 
     `data`: another data set than the run's own; `step`: another checkpoint than the latest.  Uses all devices
     of this machine, whatever the run was trained on.  Raises InputError.
     """
-    run = Run(Path(run_dir))
+    run = Run(epath.Path(run_dir))
     settings, model = run.experiment.data, run.experiment.model
     if data is not None:
         settings = dataclasses.replace(settings, path=data)

@@ -1,19 +1,22 @@
 """What a run reports: `metrics.jsonl`, TensorBoard events, and a line that lives."""
 
 import json
+import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import tensorboardX
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pixtok.files import Lines, is_local, write
 
-def read(path: Path) -> list[dict[str, Any]]:
+
+def read(path: epath.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_text().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -24,33 +27,69 @@ def read(path: Path) -> list[dict[str, Any]]:
 class Writer:
     """Appends to `metrics.jsonl` and to TensorBoard.  A context manager."""
 
-    def __init__(self, run_dir: Path, start: int) -> None:
-        """Go on from step `start`, 0 for a new run: lines that come again, which a killed run left, are dropped."""
-        path = run_dir / "metrics.jsonl"
-        kept = [line for line in read(path) if start and line["step"] <= start]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
-        self.lines = kept
+    def __init__(self, run_dir: epath.Path, start: int, *, silent: bool = False) -> None:
+        """Go on from step `start`, 0 for a new run: lines that come again, which a killed run left, are dropped.
+
+        `silent`: write nothing, for all processes but one.
+        """
+        before = read(run_dir / "metrics.jsonl")
+        self.lines = [line for line in before if start and line["step"] <= start]
         """All lines so far."""
-        self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        steps = [line["step"] for line in before if line["split"] == "train"]
+        self.lost = max(0, max(steps, default=0) - start)
+        """Steps that a killed run had done, and that are done again."""
+        self.silent = silent
+        if silent:
+            return
+        self._file = Lines(run_dir / "metrics.jsonl", [json.dumps(line) for line in self.lines])
+        self._board = _Board(run_dir / "tensorboard", start)
 
     def write(self, step: int, split: str, figures: dict[str, float]) -> None:
         """Add the figures of one split after a number of steps."""
         line = {"step": step, "split": split, **figures}
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        if self.silent:
+            return
+        self._file.add(json.dumps(line))
+        self._board.add(step, split, figures)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if not self.silent:
+            self._file.close()
+            self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file; that of a bucket is written here, and copied there now and then."""
+
+    _SECONDS = 60
+
+    def __init__(self, folder: epath.Path, start: int) -> None:
+        self._folder, self._copied = folder, time.monotonic()
+        self._here = None if is_local(folder) else tempfile.TemporaryDirectory()
+        self._path = epath.Path(folder if self._here is None else self._here.name)
+        self._writer = tensorboardX.SummaryWriter(str(self._path), purge_step=start + 1)
+
+    def add(self, step: int, split: str, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+        if self._here is not None and time.monotonic() - self._copied > self._SECONDS:
+            self._copy()
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._here is not None:
+            self._copy()
+            self._here.cleanup()
+
+    def _copy(self) -> None:
+        self._writer.flush()
+        for file in self._path.iterdir():
+            write(self._folder / file.name, file.read_bytes())
+        self._copied = time.monotonic()
 
 
 def rate(value: float) -> str:
@@ -77,8 +116,8 @@ class Live:
 
     _SECONDS = 10
 
-    def __init__(self, start: int, steps: int) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, start: int, steps: int, *, silent: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self._steps, self._printed = steps, 0.0
         self._progress = Progress(
             TextColumn("step"),

@@ -1,4 +1,4 @@
-"""A run directory: `config.json`, and what may change when a run is resumed."""
+"""A run directory, here or in a bucket: `config.json`, and what may change when a run is resumed."""
 
 import dataclasses
 import functools
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from pixtok.config import Experiment, flatten, from_json
 from pixtok.data.index import Dataset
 from pixtok.errors import InputError
-from pixtok.files import write
+from pixtok.files import location, write
 
 FREE = (
     "name",
@@ -29,6 +31,7 @@ FREE = (
     "train.eval_batches",
     "checkpoint.",
     "mesh.",
+    "deadline.",
 )
 """Settings that a resumed run may change: what a step computes from its batch stays as it is, but for the learning
 rate, whose schedule ends with `train.steps`."""
@@ -57,10 +60,10 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def write_config(run_dir: Path, experiment: Experiment, dataset: Dataset, command: Sequence[str]) -> None:
-    """Write `config.json`: the experiment, and all that is needed to repeat it."""
+def describe(experiment: Experiment, dataset: Dataset, command: Sequence[str]) -> dict[str, Any]:
+    """The experiment, and all that is needed to repeat it: `config.json`, and the manifest of each checkpoint."""
     packages = ("pixtok", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    content = {
+    return {
         "experiment": dataclasses.asdict(experiment),
         "data": {"fingerprint": data_fingerprint(dataset), "vocabulary": dataset.manifest.fingerprint},
         "versions": {
@@ -70,24 +73,43 @@ def write_config(run_dir: Path, experiment: Experiment, dataset: Dataset, comman
         "git": _git_revision(),
         "command": list(command),
     }
-    write_json(run_dir / "config.json", content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def check_resumable(where: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises InputError when going on from one description under another would mix two different trainings."""
+    new = dict(flatten(from_json(Experiment, now["experiment"])))
+    for name, old in flatten(from_json(Experiment, before["experiment"])):
+        if new[name] != old and not name.startswith(FREE):
+            raise InputError(
+                f"{where} was trained with {name} = {old}, and now it is {new[name]}: set --{name} {old} to "
+                f"resume, or start anew with another --run_dir (--init {where} begins with its weights)"
+            )
+    if before["data"] != now["data"]:
+        raise InputError(
+            f"{where} was trained on another data set than {new['data.path']}: give that one to resume, or start "
+            f"anew with another --run_dir (--init {where} begins with its weights)"
+        )
+
+
+def write_json(path: epath.Path, content: Any) -> None:
     """Write a JSON file at once."""
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory that exists."""
+    """A run directory that exists: any path, here or in a bucket."""
 
-    path: Path
+    path: epath.Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", location(self.path))
 
     @functools.cached_property
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """`config.json`.  Raises InputError when there is none."""
         file = self.path / "config.json"
-        if not file.is_file():
+        if not file.exists():
             raise InputError(
                 f"{self.path} is not a run: it has no config.json; give a directory that `pixtok train` made"
             )
@@ -102,10 +124,10 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """The experiment that the run was started with.  Raises InputError when there is none."""
-        return from_json(Experiment, self._content["experiment"])
+        return from_json(Experiment, self.content["experiment"])
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> epath.Path:
         """The folder of its checkpoints.  Raises InputError when there is none yet."""
         folder = self.path / "checkpoints"
         if not folder.is_dir():
@@ -128,19 +150,4 @@ class Run:
     @property
     def vocabulary_fingerprint(self) -> str:
         """Of the vocabulary of the data set that it was trained on."""
-        return self._content["data"]["vocabulary"]
-
-    def check_resumable(self, experiment: Experiment, dataset: Dataset) -> None:
-        """Raises InputError when resuming under this experiment would mix two different trainings."""
-        new = dict(flatten(experiment))
-        for name, old in flatten(self.experiment):
-            if new[name] != old and not name.startswith(FREE):
-                raise InputError(
-                    f"{self.path} was trained with {name} = {old}, and now it is {new[name]}: set --{name} {old} to "
-                    f"resume, or start anew with another --run_dir (--init {self.path} begins with its weights)"
-                )
-        if self._content["data"]["fingerprint"] != data_fingerprint(dataset):
-            raise InputError(
-                f"{self.path} was trained on another data set than {dataset.path}: give that one to resume, or start "
-                f"anew with another --run_dir (--init {self.path} begins with its weights)"
-            )
+        return self.content["data"]["vocabulary"]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from etils import epath
 
 from pixtok import weights
 from pixtok.axes import Image
 from pixtok.data import images
 from pixtok.draw import Draw
 from pixtok.errors import InputError
-from pixtok.files import progress_bar, write
+from pixtok.files import location, progress_bar, write
 from pixtok.generate import Generator
 from pixtok.run import Run
 from pixtok.words import NoWords
@@ -22,12 +23,12 @@ GREY = 128
 class Sampler:
     """A run that draws into a folder."""
 
-    def __init__(self, run_dir: Path, *, step: int | None = None, out: Path | None = None) -> None:
+    def __init__(self, run_dir: epath.PathLike, *, step: int | None = None, out: epath.PathLike | None = None) -> None:
         """`step` None: the latest; `out` None: the folder `samples` of the run.  Raises InputError."""
-        self._run = Run(run_dir)
+        self._run = Run(epath.Path(run_dir))
         _, _, params = weights.load(self._run, step)
         self._generator = Generator(self._run.experiment.model, params, NoWords())
-        self._out = out or run_dir / "samples"
+        self._out = location(out) if out else self._run.path / "samples"
 
     def _common_size(self) -> tuple[int, int]:
         sizes = self._run.dataset().index.part_T2
@@ -37,7 +38,7 @@ class Sampler:
         height, width = sizes[counts.argmax()].tolist()
         return images.fit(height, width, self._run.experiment.data.image_size)
 
-    def new(self, size: tuple[int, int] | None, count: int, how: Draw, prompt: str = "") -> list[Path]:
+    def new(self, size: tuple[int, int] | None, count: int, how: Draw, prompt: str = "") -> list[epath.Path]:
         """Draw whole images of (height, width), after the text `prompt`.  → the files.
 
         `size` None: the most common one of the run's data set.
@@ -48,7 +49,7 @@ class Sampler:
         blank = np.full((*size, 3), GREY, np.uint8)
         return self._draw(blank, np.ones(size, bool), count, how, prompt)
 
-    def complete(self, image: Path, keep_rows: int, count: int, how: Draw) -> list[Path]:
+    def complete(self, image: Path, keep_rows: int, count: int, how: Draw) -> list[epath.Path]:
         """Draw all rows of pixels of an image but the first `keep_rows`.  Raises InputError."""
         known = images.read(image)
         if not 0 <= keep_rows < len(known):
@@ -57,7 +58,7 @@ class Sampler:
         mask[keep_rows:] = True
         return self._draw(known, mask, count, how)
 
-    def edit(self, image: Path, mask: Path, count: int, how: Draw) -> list[Path]:
+    def edit(self, image: Path, mask: Path, count: int, how: Draw) -> list[epath.Path]:
         """Draw the pixels of an image where another image of its size is light.  Raises InputError."""
         known, light = images.read(image), images.read(mask).mean(-1) > GREY
         if light.shape != known.shape[:2]:
@@ -69,7 +70,7 @@ class Sampler:
             raise InputError(f"{mask} is dark everywhere: paint white what is to be drawn anew")
         return self._draw(known, light, count, how)
 
-    def read(self, image: Path, count: int, how: Draw) -> list[Path]:
+    def read(self, image: Path, count: int, how: Draw) -> list[epath.Path]:
         """Draw the text that follows an image, brought down to the size that the run was trained on.  → the files."""
         self._generator.vocabulary = self._run.dataset().vocabulary()
         known = images.read(image, self._run.experiment.data.image_size)
@@ -80,7 +81,7 @@ class Sampler:
             write(files[-1], f"{text}\n".encode())
         return files
 
-    def _draw(self, known: Image, mask: np.ndarray, count: int, how: Draw, text: str = "") -> list[Path]:
+    def _draw(self, known: Image, mask: np.ndarray, count: int, how: Draw, text: str = "") -> list[epath.Path]:
         with progress_bar("drawing") as bar:
             task = bar.add_task("", total=count * mask.size, note="pixels")
             drawn = self._generator.images(

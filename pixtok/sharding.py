@@ -104,6 +104,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def each_device(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """One element for each device."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
 def row_shardings(mesh: jax.sharding.Mesh) -> Rows:
     """How a batch lies on the mesh: rows over dcn_data, data and fsdp, windows over window."""
     slots = NamedSharding(mesh, PartitionSpec(BATCH))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next step."""
+"""Ctrl-C, SIGTERM and Slurm's warning as a request to stop at the next step."""
 
 import signal
 from types import FrameType
@@ -8,16 +8,24 @@ from pixtok.errors import ExitCode
 
 
 class StopRequest:
-    """While entered: the first SIGINT or SIGTERM is noted, a second SIGINT interrupts at once.  Main thread only."""
+    """While entered: the first SIGINT, SIGTERM or SIGUSR1 is noted, a second SIGINT interrupts at once.
 
-    _CODES: ClassVar = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.PREEMPTED}
+    SIGTERM is also what TPU maintenance and Kubernetes send, SIGUSR1 what `sbatch --signal` asks for.  Only in the main
+    thread.
+    """
+
+    _CODES: ClassVar = {
+        signal.SIGINT: ExitCode.INTERRUPTED,
+        signal.SIGTERM: ExitCode.PREEMPTED,
+        signal.SIGUSR1: ExitCode.PREEMPTED,
+    }
 
     def __init__(self) -> None:
-        self.code: ExitCode | None = None
-        """What to exit with, once a stop is asked for."""
+        self.code = ExitCode.DONE
+        """What to exit with, once a stop is asked for; until then 0."""
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.code is not None and number == signal.SIGINT:
+        if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.code = self._CODES[signal.Signals(number)]
 

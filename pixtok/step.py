@@ -1,5 +1,6 @@
 """The jitted functions of one experiment on one mesh: initial state, training step, evaluation step."""
 
+import bisect
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -29,9 +30,15 @@ class Metrics(NamedTuple):
     """Scalars of one training step, float32 but for the counts."""
 
     sums: Sums
+    pixels: jax.Array
+    """Number of pixels in the batch, predicted or not."""
+    words: jax.Array
+    """Number of slots that hold a word."""
     grad_norm: jax.Array
     """Global norm of the gradient before clipping."""
     learning_rate: jax.Array
+    stop: jax.Array
+    """The largest `stop` that a process gave."""
 
 
 class Program:
@@ -46,7 +53,10 @@ class Program:
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
         self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
         self._rows = sharding.row_shardings(mesh)
-        one = sharding.replicated(mesh)
+        self._each, one = sharding.each_device(mesh), sharding.replicated(mesh)
+        slots = self._rows.word_BS.addressable_devices_indices_map((self.batch_size, experiment.data.slots))
+        self.positions = sorted({row for index in slots.values() for row in range(self.batch_size)[index[0]]})
+        """Rows of the global batch that this process's devices hold, as a whole or in part."""
         # The smallest rows that have every part: parameters depend on no other shape.
         empty = empty_row(2, 1, experiment.model.window)
         self._example = jax.tree.map(lambda array: array[None], empty)
@@ -62,7 +72,7 @@ class Program:
         self._init = jax.jit(lambda key: nn.unbox(self._boxed_state(key)), out_shardings=shardings)
         self._step = jax.jit(
             self._train_step,
-            in_shardings=(shardings, self._rows),
+            in_shardings=(shardings, self._rows, self._each),
             out_shardings=(shardings, one),
             donate_argnums=0,
         )
@@ -77,7 +87,7 @@ class Program:
             nats = cast(Nats, self._model.apply({"params": params}, rows))
         return likelihood.by_slot(nats, rows, self._config)
 
-    def _train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
+    def _train_step(self, state: State, rows: Rows, stop_N: jax.Array) -> tuple[State, Metrics]:
         # Divide by the counts of the whole batch, so that microbatches change nothing but the memory.
         counts = likelihood.counts(rows, self._config)
 
@@ -101,7 +111,15 @@ class Program:
             )
         updates, optimizer = self._optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = Metrics(sums, optax.tree.norm(grads), jnp.float32(self._schedule(state.step)))
+        held = jnp.sum(rows.segment_BS > 0, dtype=jnp.int32) - jnp.sum(rows.shape_BM2[..., 0] > 0, dtype=jnp.int32)
+        metrics = Metrics(
+            sums,
+            pixels=jnp.sum(rows.shape_BM2.prod(-1), dtype=jnp.int32),
+            words=held,
+            grad_norm=optax.tree.norm(grads),
+            learning_rate=jnp.float32(self._schedule(state.step)),
+            stop=stop_N.max(),
+        )
         return State(state.step + 1, params, optimizer), metrics
 
     @property
@@ -114,8 +132,17 @@ class Program:
         return self._init(jax.random.key(self._train.seed))
 
     def put(self, rows: Rows) -> Rows:
-        """This process's rows → the global batch on the mesh."""
-        return jax.tree.map(jax.make_array_from_process_local_data, self._rows, rows)
+        """The rows at `positions` → the global batch on the mesh."""
+
+        def place(array: np.ndarray, where: jax.sharding.NamedSharding) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[0].indices(self.batch_size)
+                first = bisect.bisect_left(self.positions, start)
+                return array[(slice(first, first + stop - start), *index[1:])]
+
+            return jax.make_array_from_callback((self.batch_size, *array.shape[1:]), where, part)
+
+        return jax.tree.map(place, rows, self._rows)
 
     def lower_train_step(self) -> jax.stages.Lowered:
         """The training step for a whole batch, lowered for the devices of the mesh, which need not be here."""
@@ -126,14 +153,21 @@ class Program:
             empty,
             self._rows,
         )
-        return self._step.lower(self.abstract, rows)
+        stop = jax.ShapeDtypeStruct((self._mesh.size,), jnp.int32, sharding=self._each)
+        return self._step.lower(self.abstract, rows, stop)
 
-    def train_step(self, state: State, rows: Rows) -> tuple[State, Metrics]:
-        """One optimizer step.  `state` is donated: it is gone afterwards."""
-        return self._step(state, rows)
+    def train_step(self, state: State, rows: Rows, stop: int = 0) -> tuple[State, Metrics]:
+        """One optimizer step.  `state` is donated: it is gone afterwards.
+
+        All processes read the largest `stop` of any in the metrics, and so agree on when to stop without waiting for
+        each other.
+        """
+        flag = np.full(1, stop, np.int32)
+        stop_N = jax.make_array_from_callback((self._mesh.size,), self._each, lambda _: flag)
+        return self._step(state, rows, stop_N)
 
     def score(self, params: Any, rows: Rows) -> Sums:
-        """Sums for each slot of a batch, (B, S), in float64 on the host."""
+        """Sums for each slot of the global batch, (B, S), in float64 on the host; `rows` are those at `positions`."""
         return jax.tree.map(np.float64, jax.device_get(self._score(params, self.put(rows))))
 
     def evaluate(self, params: Any, batches: Any) -> Sums:

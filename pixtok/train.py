@@ -4,50 +4,39 @@ import json
 import math
 import shlex
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from pixtok import likelihood, sharding
+from pixtok import cluster, likelihood, sharding, weights
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Experiment, flatten, validate
 from pixtok.data.pipeline import Bad, Batch, Loader
-from pixtok.document import Rows
 from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.files import Lines, location
+from pixtok.goodput import Ledger
+from pixtok.goodput import describe as describe_goodput
 from pixtok.metrics import Live, Writer, describe, rate
-from pixtok.run import Run, write_config, write_json
+from pixtok.run import Run, check_resumable, write_json
+from pixtok.run import describe as describe_run
 from pixtok.signals import StopRequest
 from pixtok.step import Metrics, Program, State
-
-
-class _Clock:
-    """Seconds spent by kind."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def count(self, kind: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - begin
+from pixtok.watchdog import Watchdog
 
 
 class _BadLog:
-    """`bad.jsonl`: documents that could not be decoded, each once."""
+    """`bad.jsonl`: documents that could not be decoded, each once; of another process than 0, `bad-PROCESS.jsonl`."""
 
-    def __init__(self, path: Path, limit: float) -> None:
-        """Raise once more than `limit` documents are bad."""
-        self._path, self._limit = path, limit
-        path.touch()
-        self._known = {json.loads(line)["document"] for line in path.read_text().splitlines()}
+    def __init__(self, run_dir: epath.Path, limit: float) -> None:
+        """Raise once this process has found more than `limit` documents bad."""
+        self._path, self._limit = run_dir / (f"bad-{cluster.index()}.jsonl" if cluster.index() else "bad.jsonl"), limit
+        before = self._path.read_text().splitlines() if self._path.exists() else []
+        self._known = {json.loads(line)["document"] for line in before}
+        self._file = Lines(self._path, before)
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, their bad documents noted."""
@@ -57,87 +46,124 @@ class _BadLog:
 
     def add(self, bad: list[Bad]) -> None:
         fresh = {item.document: item for item in bad if item.document not in self._known}
-        if not fresh:
-            return
-        with self._path.open("a") as file:
-            file.writelines(json.dumps(item._asdict()) + "\n" for item in fresh.values())
+        for item in fresh.values():
+            self._file.add(json.dumps(item._asdict()))
         self._known |= set(fresh)
         if len(self._known) > self._limit:
+            self._file.close()
             raise InputError(
                 f"{len(self._known)} documents could not be decoded, which is more than data.max_bad allows; they are "
                 f"named in {self._path}: build the data set again, or raise --data.max_bad"
             )
 
+    def __enter__(self) -> "_BadLog":
+        return self
 
-def _contents(rows: Rows) -> tuple[int, int]:
-    """(pixels, words) in a batch."""
-    slots, windows = (rows.segment_BS > 0).sum(), (rows.shape_BM2[..., 0] > 0).sum()
-    return int(rows.shape_BM2.prod(-1).sum()), int(slots - windows)
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 class Trainer:
-    """One call of `pixtok train`: everything is opened and checked before anything is written."""
+    """One call of `pixtok train`, on each process of a job: all is opened and checked before anything is written."""
 
     def __init__(
-        self, experiment: Experiment, run_dir: Path, *, init: Path | None = None, command: Sequence[str] = ()
+        self,
+        experiment: Experiment,
+        run_dir: epath.PathLike,
+        *,
+        init: epath.PathLike | None = None,
+        command: Sequence[str] = (),
     ) -> None:
-        """Raises InputError."""
+        """Joins the job that the environment tells of.  Raises InputError."""
+        self.ledger = Ledger()
         validate(experiment)
-        self.experiment, self.run_dir, self._command = experiment, run_dir, list(command)
-        train, data = experiment.train, experiment.data
-        loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
-        self.loader = Loader(**loader, split="train")
-        validation = self.loader.dataset.manifest.documents["validation"]
-        self._validation = Loader(**loader, split="validation") if validation else None
-        if run_dir.exists() and not run_dir.is_dir():
-            raise InputError(f"{run_dir} is a file: give another --run_dir")
-        self._before = Run(run_dir).experiment if run_dir.exists() and any(run_dir.iterdir()) else None
-        if self._before is not None and Run(run_dir).begun:  # else it has nothing to lose
-            Run(run_dir).check_resumable(experiment, self.loader.dataset)
-        self._init = None if init is None else _init_weights(init, experiment)
-        self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
-        self.clock = _Clock()
+        self.experiment, self.run_dir, self._command = experiment, location(run_dir), list(command)
+        with self.ledger.count("initialise"):
+            cluster.join(experiment.deadline.start, experiment.deadline.peer)
+            train, data = experiment.train, experiment.data
+            loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
+            self.loader = Loader(**loader, split="train")
+            validation = self.loader.dataset.manifest.documents["validation"]
+            self._validation = Loader(**loader, split="validation") if validation else None
+            if self.run_dir.exists() and not self.run_dir.is_dir():
+                raise InputError(f"{run_dir} is a file: give another --run_dir")
+            self._manifest = describe_run(experiment, self.loader.dataset, command)
+            self._before = Run(self.run_dir) if self.run_dir.exists() and any(self.run_dir.iterdir()) else None
+            if self._before is not None and self._before.begun:  # else it has nothing to lose
+                check_resumable(self.run_dir, self._before.content, self._manifest)
+            self._init = None if init is None else _init_run(Run(epath.Path(init)), experiment)
+            self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
+            # Nobody writes before all have looked.
+            cluster.barrier("checked", experiment.deadline.start)
+
+    @contextmanager
+    def _phase(self, kind: str, seconds: float) -> Iterator[None]:
+        """Count the time, and end the process when it takes too long."""
+        with self.ledger.count(kind), self._watchdog.phase(kind, seconds):
+            yield
 
     def run(self) -> ExitCode:
-        """Train to the last step, or until asked to stop.  Raises InputError, NotFiniteError."""
-        keep = self.experiment.checkpoint.keep
-        steps = self.experiment.train.steps
-        with StopRequest() as stop, Checkpoints(self.run_dir / "checkpoints", keep) as checkpoints:
+        """Train to the last step, or until asked to stop.  Raises InputError, NotFiniteError, DeadlineError."""
+        experiment, steps, silent = self.experiment, self.experiment.train.steps, not cluster.lead()
+        deadline = experiment.deadline
+        with (
+            Watchdog(deadline, self.run_dir) as self._watchdog,
+            StopRequest() as stop,
+            Checkpoints(self.run_dir / "checkpoints", experiment.checkpoint, deadline.save) as checkpoints,
+        ):
             state, start = self._first_state(checkpoints)
-            with Writer(self.run_dir, start) as writer, Live(start, steps) as live:
-                model = f"{rate(self.program.parameters)} parameters"
-                data = f"{self.loader.documents} documents in {self.loader.row_count} rows"
-                live.say(f"{self.run_dir}: {model}, {data}, {jax.device_count()} {jax.devices()[0].device_kind}")
-                if start:
-                    live.say(f"resumed after step {start}{'' if self._init is None else '; --init is for a new run'}")
-                if start and self._before is not None and self._before.train.steps != steps:
-                    old = self._before.train.steps
-                    live.say(f"train.steps was {old} and is {steps}: the learning rate now falls until there")
+            with (
+                Writer(self.run_dir, start, silent=silent) as writer,
+                Live(start, steps, silent=silent) as live,
+                _BadLog(self.run_dir, experiment.data.max_bad * len(self.loader.dataset)) as bad,
+            ):
+                self._announce(start, live)
                 if start >= steps:
                     live.say(f"nothing to do: train.steps = {steps}")
                     return ExitCode.DONE
-                write_config(self.run_dir, self.experiment, self.loader.dataset, self._command)
-                done, state = self._loop(state, start, stop, checkpoints, writer, live)
-                with self.clock.count("save"):
-                    if checkpoints.latest() != done:
-                        checkpoints.save(done, state)
-                        checkpoints.latest()
-                self._summarise(done, start, writer)
+                self.ledger.resume(self.run_dir, writer.lost)
+                if not silent:
+                    write_json(self.run_dir / "config.json", self._manifest)
+                try:
+                    done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
+                    with self._phase("save", deadline.save):
+                        if checkpoints.latest() != done:
+                            checkpoints.save(done, state, self._manifest)
+                            checkpoints.latest()
+                except jax.errors.JaxRuntimeError as error:
+                    self._watchdog.blame(error)
+                    raise
+                if not silent:
+                    self._summarise(done, start, writer)
+                live.say(describe_goodput(self.ledger.total()))
                 if done < steps:
                     live.say(f"stopped after step {done} of {steps}, all saved; to go on: {shlex.join(self._command)}")
-                    return stop.code or ExitCode.DONE
+                    return code
         return ExitCode.DONE
 
+    def _announce(self, start: int, live: Live) -> None:
+        model = f"{rate(self.program.parameters)} parameters"
+        data = f"{self.loader.documents} documents in {self.loader.row_count} rows"
+        processes = f" in {cluster.count()} processes" if cluster.count() > 1 else ""
+        live.say(f"{self.run_dir}: {model}, {data}, {jax.device_count()} {jax.devices()[0].device_kind}{processes}")
+        if start:
+            live.say(f"resumed after step {start}{'' if self._init is None else '; --init is for a new run'}")
+        steps = self.experiment.train.steps
+        if start and self._before is not None and self._before.experiment.train.steps != steps:
+            old = self._before.experiment.train.steps
+            live.say(f"train.steps was {old} and is {steps}: the learning rate now falls until there")
+
     def _first_state(self, checkpoints: Checkpoints) -> tuple[State, int]:
-        with self.clock.count("initialise"):
-            latest = checkpoints.latest()
-            if latest is not None:
-                return checkpoints.restore(latest, self.program.abstract), latest
+        seconds = self.experiment.deadline.restore
+        latest = checkpoints.latest()
+        if latest is not None:
+            with self._phase("restore", seconds):
+                check_resumable(checkpoints.folder / str(latest), checkpoints.manifest(latest), self._manifest)
+                return jax.block_until_ready(checkpoints.restore(latest, self.program.abstract)), latest
+        with self._phase("initialise", seconds):
             state = self.program.init()
             if self._init is not None:
-                folder, step = self._init
-                with Checkpoints(folder) as other:
-                    state = state.replace(params=other.restore_params(step, self.program.abstract.params)[1])
+                state = state.replace(params=weights.restore(self._init, None, self.program.abstract.params)[1])
             return jax.block_until_ready(state), 0
 
     def _loop(
@@ -148,56 +174,69 @@ class Trainer:
         checkpoints: Checkpoints,
         writer: Writer,
         live: Live,
-    ) -> tuple[int, State]:
-        """→ (steps done, the state after them).  Reads the figures of a step only once the next is under way."""
-        train, checkpoint, clock = self.experiment.train, self.experiment.checkpoint, self.clock
-        bad = _BadLog(self.run_dir / "bad.jsonl", self.experiment.data.max_bad * len(self.loader.dataset))
+        bad: _BadLog,
+    ) -> tuple[int, State, ExitCode]:
+        """→ (steps done, the state after them, what to exit with).
+
+        Reads the figures of a step only once the next is under way.
+        """
+        train, checkpoint, deadline = self.experiment.train, self.experiment.checkpoint, self.experiment.deadline
         log = _StepLog(self, writer, live, checkpoints)
         done = start
         if start == 0:
             self._evaluate(state, 0, writer, live, bad)
-        with self.loader.stream(start) as batches:
-            while done < train.steps and stop.code is None:
+        # One process may stop at once; several must first hear of it from each other, in the figures of a step.
+        if cluster.count() == 1:
+            log.stop = stop.code
+        with self.loader.stream(start, self.program.positions) as batches:
+            while done < train.steps and not log.stop:
                 first = done == start
-                with clock.count("first_data" if first else "data"):
+                with self._phase("first_data" if first else "data", deadline.step):
                     batch = next(batches)
                 bad.add(batch.bad)
-                with clock.count("compile" if first else "step"):
-                    state, metrics = self.program.train_step(state, self.program.put(batch.rows))
+                with self._phase("compile", deadline.compile) if first else self._phase("step", deadline.step):
+                    state, metrics = self.program.train_step(state, self.program.put(batch.rows), stop.code)
                     done += 1
                     if first:
                         jax.block_until_ready(metrics)
                     log.read()
-                log.pending = (done, metrics, _contents(batch.rows))
+                self.ledger.steps += 1
+                self._watchdog.at(done)
+                log.pending = (done, metrics)
                 evaluating = done % train.eval_every == 0 or done == train.steps
                 saving = done % checkpoint.every == 0 or done == train.steps
                 if evaluating or saving:
-                    with clock.count("step"):
+                    with self._phase("step", deadline.step):
                         log.read()
                 if evaluating:
                     self._evaluate(state, done, writer, live, bad)
                 if saving:
-                    with clock.count("save"):
-                        checkpoints.save(done, state)
-            log.read()
-        return done, state
+                    with self._phase("save", deadline.save):
+                        checkpoints.save(done, state, self._manifest)
+                checkpoints.check()
+                if not writer.silent:
+                    self.ledger.write(self.run_dir)
+            with self._phase("step", deadline.step):
+                log.read()
+        return done, state, log.stop
 
     def _evaluate(self, state: State, step: int, writer: Writer, live: Live, bad: _BadLog) -> None:
         if self._validation is None:
             return
         with (
-            self.clock.count("evaluate"),
-            self._validation.epoch(self.experiment.train.eval_batches) as batches,
+            self._phase("evaluate", self.experiment.deadline.compile),
+            self._validation.epoch(self.experiment.train.eval_batches, self.program.positions) as batches,
         ):
             figures = likelihood.figures(self.program.evaluate(state.params, bad.watch(batches)), self.experiment.model)
         writer.write(step, "validation", figures)
         live.say(f"step {step}  validation: {describe(figures)}")
 
     def _summarise(self, done: int, start: int, writer: Writer) -> None:
-        seconds = dict(self.clock.seconds)
+        seconds = self.ledger.seconds
         busy = seconds.get("step", 0.0) + seconds.get("data", 0.0)
         last = {line["split"]: line for line in writer.lines}
         untrained = next((line for line in writer.lines if line["split"] == "validation" and line["step"] == 0), None)
+        self.ledger.write(self.run_dir, now=True)
         write_json(
             self.run_dir / "summary.json",
             {
@@ -211,8 +250,10 @@ class Trainer:
                 "rows": self.loader.row_count,
                 "slots_filled": self.loader.slot_share,
                 "resumed_from": start,
-                "seconds": seconds,
+                "seconds": dict(seconds),
                 "waiting_for_data": seconds.get("data", 0.0) / busy if busy else None,
+                "goodput": self.ledger.total(),
+                "processes": cluster.count(),
                 "devices": [device.device_kind for device in jax.devices()],
             },
         )
@@ -223,7 +264,9 @@ class _StepLog:
 
     def __init__(self, trainer: Trainer, writer: Writer, live: Live, checkpoints: Checkpoints) -> None:
         self._trainer, self._writer, self._live, self._checkpoints = trainer, writer, live, checkpoints
-        self.pending: tuple[int, Metrics, tuple[int, int]] | None = None
+        self.pending: tuple[int, Metrics] | None = None
+        self.stop = ExitCode.DONE
+        """What a process was asked to exit with, in the latest step read; of all processes the same."""
         self._before = max((line.get("seconds", 0.0) for line in writer.lines), default=0.0)
         self._begin = self._mark = time.perf_counter()
         self._seen = np.zeros(2)
@@ -231,13 +274,14 @@ class _StepLog:
     def read(self) -> None:
         if self.pending is None:
             return
-        (step, metrics, contents), self.pending = self.pending, None
+        (step, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
+        self.stop = ExitCode(int(metrics.stop))
         model = self._trainer.experiment.model
         figures = {name: float(value) for name, value in likelihood.figures(metrics.sums, model).items()}
         if not all(map(math.isfinite, (*figures.values(), float(metrics.grad_norm)))):
             self._fail(step, figures | {"grad_norm": float(metrics.grad_norm)})
-        self._seen += contents
+        self._seen += metrics.pixels, metrics.words
         train = self._trainer.experiment.train
         if step % train.log_every and step != train.steps:
             return
@@ -264,18 +308,15 @@ class _StepLog:
         raise NotFiniteError(f"{odd} at step {step}; {kept}; documents of its batch: {', '.join(ids)}")
 
 
-def _init_weights(init: Path, experiment: Experiment) -> tuple[Path, int]:
-    """The checkpoint folder and latest step of another run of the same model.  Raises InputError."""
-    run = Run(init)
+def _init_run(run: Run, experiment: Experiment) -> Run:
+    """Another run of the same model, with a checkpoint.  Raises InputError."""
     theirs, ours = dict(flatten(run.experiment.model)), dict(flatten(experiment.model))
     for name, value in ours.items():
         if theirs[name] != value:
             raise InputError(
-                f"{init} has model.{name} = {theirs[name]}, and this experiment has {value}: set --model.{name} "
+                f"{run.path} has model.{name} = {theirs[name]}, and this experiment has {value}: set --model.{name} "
                 f"{theirs[name]} to begin with its weights"
             )
-    with Checkpoints(run.checkpoints) as checkpoints:
-        latest = checkpoints.latest()
-    if latest is None:
-        raise InputError(f"{init} holds no checkpoint yet")
-    return run.checkpoints, latest
+    if not run.begun:
+        raise InputError(f"{run.path} holds no checkpoint yet")
+    return run

@@ -10,6 +10,7 @@ import numpy as np
 from pixtok import sharding
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Data, Mesh
+from pixtok.errors import InputError
 from pixtok.run import Run
 from pixtok.step import Program
 
@@ -39,9 +40,18 @@ def load(
         mesh=Mesh(),
     )
     program = Program(experiment, sharding.make_mesh(experiment.mesh))
+    return program, *restore(run, step, program.abstract.params)
+
+
+def restore(run: Run, step: int | None, abstract: Any) -> tuple[int, Any]:
+    """(step, weights) of a run; None: the latest step.  Raises InputError when they are not those of its config."""
     with Checkpoints(run.checkpoints) as checkpoints:
-        step, params = checkpoints.restore_params(step, program.abstract.params)
-    return program, step, params
+        step = checkpoints.choose(step)
+        ours, theirs = run.content, checkpoints.manifest(step)
+        if ours["experiment"]["model"] != theirs["experiment"]["model"] or ours["data"] != theirs["data"]:
+            saved = checkpoints.folder / str(step)
+            raise InputError(f"{saved} was not saved by the run that {run.path / 'config.json'} describes")
+        return step, checkpoints.restore_params(step, abstract)
 
 
 def fingerprint(params: Any) -> str:
