@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+COMMON = "--name tiny --image there/pixtok:1 --bucket 12".split()
 OPTIONS = {
-    "tpu": "--name tiny --image there/pixtok:1 --bucket 12 --accelerator tpu-v6e-slice --topology 4x4 --hosts 4".split(),
-    "gpu": "--name tiny --image there/pixtok:1 --bucket sets --accelerator nvidia-h100-80gb --hosts 2".split(),
+    "tpu": [*COMMON, *"--accelerator tpu-v6e-slice --topology 4x4 --hosts 4".split()],
+    "gpu": [*COMMON, *"--accelerator nvidia-h100-80gb --hosts 2".split()],
 }
 ARGS = ["experiments/demo.py", "--data.path", '/data/it\'s "mine"', "--run_dir", r"gs://b/$(HOME)/\n: #{a} & ${NAME}"]
 MORE = ["--slices", "2", "--service_account", "me"]
