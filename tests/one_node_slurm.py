@@ -6,6 +6,7 @@ All of its files lie in a temporary folder, and its three daemons are stopped at
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -37,12 +38,12 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=60
+KillWait=300
 MinJobAge=600
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 SlurmdParameters=config_overrides
 NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=low Nodes=localhost Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 State=UP
+PartitionName=low Nodes=localhost Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=300 State=UP
 PartitionName=high Nodes=localhost PriorityTier=2 PreemptMode=OFF State=UP
 """
 
@@ -103,8 +104,12 @@ def cluster() -> Iterator[dict[str, str]]:
                 logs = "\n".join(f"{file.name}:\n{file.read_text()[-3000:]}" for file in folder.glob("*.log"))
                 raise RuntimeError(f"the node is {state!r} after 60 s\n{logs}")
             time.sleep(0.2)
-        stack.callback(_output, ["scancel", "--user=root", "--signal=KILL", "--full"], env)
-        yield env
+        try:
+            yield env
+        finally:
+            _output(["scancel", "--user=root"], env)
+            _output(["scancel", "--user=root", "--signal=KILL", "--full"], env)
+            _kill_all_with(f"SLURM_CONF={conf}")
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -115,6 +120,16 @@ def stop(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _kill_all_with(setting: str) -> None:
+    """Jobs, and the daemons that watch over them and would wait for the controller: their environment tells them."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name = (folder / "comm").read_text().strip()
+            ours = setting.encode() in (folder / "environ").read_bytes().split(b"\0")
+            if ours and name not in ("munged", "slurmctld", "slurmd", "slurmscriptd"):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _output(command: list[str], env: dict[str, str]) -> str:
