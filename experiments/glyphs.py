@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from pixtok import weights
 from pixtok.config import Checkpoint, Experiment, load
@@ -53,7 +54,7 @@ def save(name: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[n
 
 def main(draws: int = 4) -> None:
     run = Run(epath.Path("runs/glyphs"))
-    dataset = run.dataset()
+    (dataset,) = run.datasets()
     generator = Generator(run.experiment.model, weights.load(run, None)[2], dataset.vocabulary())
 
     test = np.flatnonzero(dataset.index.split_N == SPLITS.index("test"))

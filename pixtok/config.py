@@ -6,7 +6,7 @@ import math
 import sys
 import traceback
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,10 @@ class Data:
 
     path: str
     """A data set made by `pixtok data build`."""
+    mix: tuple[str, ...] = ()
+    """Further data sets, mixed with it: each row comes from one of them."""
+    weights: tuple[float, ...] = ()
+    """Rows from `path` and from each of `mix`, in proportion; none: as many as they have."""
     image_size: int | None = None
     """Bring images down to this long side, in pixels; None: as they are in the data set."""
     slots: int = 256
@@ -87,7 +91,12 @@ class Data:
     workers: int = 0
     """Processes that read ahead; 0: none, only the threads."""
     max_bad: float = 0.01
-    """Stop when more than this share of the data set's documents cannot be decoded."""
+    """Stop when more than this share of the documents cannot be decoded."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All its data sets."""
+        return (self.path, *self.mix)
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,16 @@ def _require(holds: bool, name: str, wanted: str, got: Any) -> None:
         raise InputError(f"{name} must be {wanted}; got {got}")
 
 
+def check_weights(weights: Sequence[float], sources: int) -> None:
+    """Raises InputError when they are not the weights of a mixture of so many data sets."""
+    _require(
+        len(weights) == sources and all(0 < weight < math.inf for weight in weights),
+        "data.weights",
+        f"a positive and finite number for each data set, {sources} in all",
+        ", ".join(map(str, weights)),
+    )
+
+
 def validate(experiment: Experiment) -> None:
     """Raises InputError, with the setting to change, when an experiment cannot be run."""
     model, data, train = experiment.model, experiment.data, experiment.train
@@ -264,6 +283,10 @@ def validate(experiment: Experiment) -> None:
         )
     _require(data.image_size is None or data.image_size >= 1, "data.image_size", "at least 1", data.image_size)
     _require(data.workers >= 0, "data.workers", "at least 0", data.workers)
+    _require(len(set(data.paths)) == len(data.paths), "data.mix", "other data sets, each once", ", ".join(data.mix))
+    _require(bool(data.mix) or not data.weights, "data.weights", "left out without data.mix", data.weights)
+    if data.weights:
+        check_weights(data.weights, len(data.paths))
     _require(0 <= train.seed < 2**32, "train.seed", f"from 0 to {2**32 - 1}", train.seed)
     _require(
         0 <= train.warmup_steps < train.steps,
@@ -327,15 +350,24 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def from_json(cls: Any, content: dict[str, Any]) -> Any:
-    """The inverse of `dataclasses.asdict`.  Raises InputError when it was written under other settings than ours."""
+    """The inverse of `dataclasses.asdict`, or of JSON.  Raises InputError when it was written under other settings.
+
+    Settings that came later than it have their defaults, which do what was done before there was a choice.
+    """
     types = typing.get_type_hints(cls)
-    if odd := set(content) ^ set(types):
+    later = {
+        item.name
+        for item in dataclasses.fields(cls)
+        if (item.default, item.default_factory) != (dataclasses.MISSING, dataclasses.MISSING)
+    }
+    if odd := (set(content) ^ set(types)) - (later - set(content)):
         raise InputError(
             f"{cls.__name__} was written by another version of pixtok: it differs in {', '.join(sorted(odd))}"
         )
-    return cls(
-        **{
-            name: from_json(types[name], value) if dataclasses.is_dataclass(types[name]) else value
-            for name, value in content.items()
-        }
-    )
+
+    def restored(name: str, value: Any) -> Any:
+        if dataclasses.is_dataclass(types[name]):
+            return from_json(types[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: restored(name, value) for name, value in content.items()})

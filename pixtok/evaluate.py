@@ -23,21 +23,21 @@ def evaluate(
 ) -> dict[str, Any]:
     """Figures of `likelihood.figures` over a whole split, with their counts and 95 % intervals over documents.
 
-    `data`: another data set than the run's own; `step`: another checkpoint than the latest.  Uses all devices
-    of this machine, whatever the run was trained on.  Raises InputError.
+    `data`: another data set than all of the run's own; `step`: another checkpoint than the latest.  Uses all
+    devices of this machine, whatever the run was trained on.  Raises InputError.
     """
     run = Run(epath.Path(run_dir))
     settings, model = run.experiment.data, run.experiment.model
     if data is not None:
-        settings = dataclasses.replace(settings, path=data)
-    dataset = Dataset(settings.path) if data is not None else run.dataset()
-    if dataset.manifest.fingerprint != run.vocabulary_fingerprint:
+        settings = dataclasses.replace(settings, path=data, mix=(), weights=())
+    datasets = [Dataset(data)] if data is not None else run.datasets()
+    if datasets[0].manifest.fingerprint != run.vocabulary_fingerprint:
         raise InputError(
             f"{settings.path} was built with another vocabulary than {run.experiment.data.path}, on which {run_dir} "
             "was trained: build it again with the --vocabulary of that one"
         )
     # Figures are sums over documents: rows may be as large as an image needs.
-    largest = packing.largest_image(dataset.index, model.window, settings.image_size)
+    largest = max(packing.largest_image(dataset.index, model.window, settings.image_size) for dataset in datasets)
     windows = max(settings.windows, largest)
     settings = dataclasses.replace(settings, windows=windows, slots=max(settings.slots, largest + 2))
     program, step, params = weights.load(run, step, settings)
@@ -54,7 +54,7 @@ def evaluate(
     return {
         "run": str(run_dir),
         "step": step,
-        "data": settings.path,
+        "data": ", ".join(settings.paths),
         "split": split,
         **{name: float(value) for name, value in likelihood.figures(total, model).items()},
         "intervals": _intervals(table_D, model),

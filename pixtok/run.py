@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from pixtok.files import location, write
 
 FREE = (
     "name",
-    "data.path",  # the data set itself is compared, by its fingerprint
+    "data.path",  # the data sets themselves are compared, by their fingerprint
+    "data.mix",
+    "data.weights",  # the checkpoint knows since when which were in force
     "data.threads",
     "data.workers",
     "data.max_bad",
@@ -37,11 +39,12 @@ FREE = (
 rate, whose schedule ends with `train.steps`."""
 
 
-def data_fingerprint(dataset: Dataset) -> str:
-    """Equal for two data sets if and only if they hold the same documents of the same sizes."""
+def data_fingerprint(datasets: Iterable[Dataset]) -> str:
+    """Equal if and only if the data sets hold, one by one, the same documents of the same sizes."""
     digest = hashlib.sha256()
-    for name in ("dataset.json", "index.npz"):
-        digest.update((dataset.path / name).read_bytes())
+    for dataset in datasets:
+        for name in ("dataset.json", "index.npz"):
+            digest.update((dataset.path / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -60,12 +63,12 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def describe(experiment: Experiment, dataset: Dataset, command: Sequence[str]) -> dict[str, Any]:
+def describe(experiment: Experiment, datasets: Sequence[Dataset], command: Sequence[str]) -> dict[str, Any]:
     """The experiment, and all that is needed to repeat it: `config.json`, and the manifest of each checkpoint."""
     packages = ("pixtok", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {
         "experiment": dataclasses.asdict(experiment),
-        "data": {"fingerprint": data_fingerprint(dataset), "vocabulary": dataset.manifest.fingerprint},
+        "data": {"fingerprint": data_fingerprint(datasets), "vocabulary": datasets[0].manifest.fingerprint},
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},
@@ -85,8 +88,9 @@ def check_resumable(where: Any, before: dict[str, Any], now: dict[str, Any]) -> 
                 f"resume, or start anew with another --run_dir (--init {where} begins with its weights)"
             )
     if before["data"] != now["data"]:
+        paths = ", ".join((new["data.path"], *new["data.mix"]))
         raise InputError(
-            f"{where} was trained on another data set than {new['data.path']}: give that one to resume, or start "
+            f"{where} was trained on another data set than {paths}: give what it was trained on to resume, or start "
             f"anew with another --run_dir (--init {where} begins with its weights)"
         )
 
@@ -134,12 +138,15 @@ class Run:
             raise InputError(f"{self.path} holds no checkpoint yet")
         return folder
 
-    def dataset(self) -> Dataset:
-        """The data set that it was trained on.  Raises InputError when that is not at hand."""
-        path = self.experiment.data.path
-        if not Path(path).exists():
-            raise InputError(f"{path}, on which {self.path} was trained, is not here: give --data, or go to its folder")
-        return Dataset(path)
+    def datasets(self) -> list[Dataset]:
+        """The data sets that it was trained on.  Raises InputError when one is not at hand."""
+        paths = self.experiment.data.paths
+        for path in paths:
+            if not Path(path).exists():
+                raise InputError(
+                    f"{path}, on which {self.path} was trained, is not here: give --data, or go to its folder"
+                )
+        return [Dataset(path) for path in paths]
 
     @property
     def begun(self) -> bool:

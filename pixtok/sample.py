@@ -31,7 +31,7 @@ class Sampler:
         self._out = location(out) if out else self._run.path / "samples"
 
     def _common_size(self) -> tuple[int, int]:
-        sizes = self._run.dataset().index.part_T2
+        sizes = np.concatenate([dataset.index.part_T2 for dataset in self._run.datasets()])
         sizes, counts = np.unique(sizes[sizes[:, 0] > 0], axis=0, return_counts=True)
         if not len(sizes):
             raise InputError("the run's data set holds no images: give --size")
@@ -44,7 +44,7 @@ class Sampler:
         `size` None: the most common one of the run's data set.
         """
         if prompt:
-            self._generator.vocabulary = self._run.dataset().vocabulary()
+            self._generator.vocabulary = self._run.datasets()[0].vocabulary()
         size = size or self._common_size()
         blank = np.full((*size, 3), GREY, np.uint8)
         return self._draw(blank, np.ones(size, bool), count, how, prompt)
@@ -72,7 +72,7 @@ class Sampler:
 
     def read(self, image: Path, count: int, how: Draw) -> list[epath.Path]:
         """Draw the text that follows an image, brought down to the size that the run was trained on.  → the files."""
-        self._generator.vocabulary = self._run.dataset().vocabulary()
+        self._generator.vocabulary = self._run.datasets()[0].vocabulary()
         known = images.read(image, self._run.experiment.data.image_size)
         texts = self._generator.text(known, count=count, how=how)
         files = []

@@ -15,6 +15,7 @@ from etils import epath
 from pixtok import cluster, likelihood, sharding, weights
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Experiment, flatten, validate
+from pixtok.data import mixture
 from pixtok.data.pipeline import Bad, Batch, Loader
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 from pixtok.files import Lines, location
@@ -83,11 +84,11 @@ class Trainer:
             train, data = experiment.train, experiment.data
             loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
             self.loader = Loader(**loader, split="train")
-            validation = self.loader.dataset.manifest.documents["validation"]
+            validation = any(dataset.manifest.documents["validation"] for dataset in self.loader.datasets)
             self._validation = Loader(**loader, split="validation") if validation else None
             if self.run_dir.exists() and not self.run_dir.is_dir():
                 raise InputError(f"{run_dir} is a file: give another --run_dir")
-            self._manifest = describe_run(experiment, self.loader.dataset, command)
+            self._manifest = describe_run(experiment, self.loader.datasets, command)
             self._before = Run(self.run_dir) if self.run_dir.exists() and any(self.run_dir.iterdir()) else None
             if self._before is not None and self._before.begun:  # else it has nothing to lose
                 check_resumable(self.run_dir, self._before.content, self._manifest)
@@ -115,7 +116,7 @@ class Trainer:
             with (
                 Writer(self.run_dir, start, silent=silent) as writer,
                 Live(start, steps, silent=silent) as live,
-                _BadLog(self.run_dir, experiment.data.max_bad * len(self.loader.dataset)) as bad,
+                _BadLog(self.run_dir, experiment.data.max_bad * sum(map(len, self.loader.datasets))) as bad,
             ):
                 self._announce(start, live)
                 if start >= steps:
@@ -128,7 +129,7 @@ class Trainer:
                     done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
                     with self._phase("save", deadline.save):
                         if checkpoints.latest() != done:
-                            checkpoints.save(done, state, self._manifest)
+                            checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
                             checkpoints.latest()
                 except jax.errors.JaxRuntimeError as error:
                     self._watchdog.blame(error)
@@ -158,7 +159,10 @@ class Trainer:
         latest = checkpoints.latest()
         if latest is not None:
             with self._phase("restore", seconds):
-                check_resumable(checkpoints.folder / str(latest), checkpoints.manifest(latest), self._manifest)
+                manifest = checkpoints.manifest(latest)
+                check_resumable(checkpoints.folder / str(latest), manifest, self._manifest)
+                _, now = self.loader.stages[-1]
+                self.loader.follow(mixture.resumed(manifest["mixture"], latest, now))
                 return jax.block_until_ready(checkpoints.restore(latest, self.program.abstract)), latest
         with self._phase("initialise", seconds):
             state = self.program.init()
@@ -212,7 +216,7 @@ class Trainer:
                     self._evaluate(state, done, writer, live, bad)
                 if saving:
                     with self._phase("save", deadline.save):
-                        checkpoints.save(done, state, self._manifest)
+                        checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
                 checkpoints.check()
                 if not writer.silent:
                     self.ledger.write(self.run_dir)

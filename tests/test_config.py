@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 
 import pytest
 
@@ -18,7 +20,18 @@ def changed(name: str, value) -> Experiment:
 
 
 def test_json_round_trip():
-    assert config.from_json(Experiment, dataclasses.asdict(GOOD)) == GOOD
+    mixed = dataclasses.replace(GOOD, data=Data("d", mix=("e", "f"), weights=(1, 2, 0.5)))
+    for experiment in (GOOD, mixed):
+        assert config.from_json(Experiment, json.loads(json.dumps(dataclasses.asdict(experiment)))) == experiment
+
+
+def test_settings_that_came_later_have_their_defaults():
+    content = dataclasses.asdict(GOOD)
+    del content["data"]["mix"]
+    assert config.from_json(Experiment, content) == GOOD
+    del content["train"]["steps"]
+    with pytest.raises(InputError, match="another version of pixtok: it differs in steps"):
+        config.from_json(Experiment, content)
 
 
 def test_a_setting_of_another_version_is_bad_input():
@@ -45,6 +58,10 @@ def test_presets_are_valid(name):
         ("model.encoder", Stream(width=12, layers=1, heads=2, kv_heads=1), "width / heads must be a multiple of 4"),
         ("model.trunk.layers", 0, "model.trunk.layers must be at least 1; got 0"),
         ("data.slots", 1, "data.slots must be at least 2; got 1"),
+        ("data.mix", ("e", "d"), "data.mix must be other data sets, each once; got e, d"),
+        ("data.weights", (1.0,), "data.weights must be left out without data.mix; got (1.0,)"),
+        ("data", Data("d", mix=("e",), weights=(1.0,)), "for each data set, 2 in all; got 1.0"),
+        ("data", Data("d", mix=("e",), weights=(1.0, math.nan)), "positive and finite number for each data set"),
         ("data.max_bad", 2.0, "data.max_bad must be a share"),
         ("train.steps", 0, "train.steps must be at least 1; got 0"),
         ("train.warmup_steps", 10, "train.warmup_steps must be from 0 to 9, less than train.steps; got 10"),

@@ -19,7 +19,7 @@ ORDER = [
     {"document", "cluster"},
     {"data.images"},
     {"data.index"},
-    {"data.sources", "data.packing", "data.glyphs", "data.picture"},
+    {"data.sources", "data.packing", "data.mixture", "data.glyphs", "data.picture"},
     {"data.build", "data.pipeline"},
     {"model.param"},
     {"model.embed", "model.attention"},

@@ -213,6 +213,29 @@ def test_eval_gives_an_interval_for_every_figure(finished, capsys):
     assert got["pixels"] > got["first_pixels"] > 0
 
 
+def test_a_mixture_is_trained_on_and_scored(experiment, dataset, photos, tmp_path, capsys):
+    from pixtok.data.build import Settings, build
+
+    small, run_dir = tmp_path / "small", tmp_path / "run"
+    build(str(photos), small, Settings(validation=0.3, test=0, image_size=6))
+    mixed = ["--data.mix", str(small), "--data.weights", "1", "3"]
+    command = ["train", str(experiment), "--run_dir", str(run_dir), "--train.steps", "3", *mixed]
+    assert cli.run(command) == ExitCode.DONE
+    command[command.index(str(small))] = str(dataset)
+    with pytest.raises(InputError, match=r"was trained on another data set than .*, .*: give what it was trained on"):
+        cli.run([*command, "--data.path", str(small)])
+    capsys.readouterr()
+
+    def evaluate(*args) -> dict:
+        cli.run(["eval", str(run_dir), *map(str, args)])
+        return json.loads(capsys.readouterr().out)
+
+    whole, parts = evaluate(), [evaluate("--data", path) for path in (dataset, small)]
+    for count in ("documents", "words", "pixels"):
+        assert whole[count] == sum(part[count] for part in parts) > max(part[count] for part in parts)
+    assert min(part["loss"] for part in parts) < whole["loss"] < max(part["loss"] for part in parts)
+
+
 def test_sample_draws_completes_edits_and_reads(finished, dataset, tmp_path, capsys):
     import PIL.Image
 
