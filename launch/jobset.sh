@@ -53,7 +53,8 @@ for option in name image bucket accelerator topology hosts; do
     [[ ${value[${option^^}]:-} ]] || die "--$option is missing"
 done
 # Pods are called NAME-slice-0-0-xxxxx, in at most 63 characters.
-[[ ${value[NAME]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name must be small letters, digits and -, 40 at most"
+[[ ${value[NAME]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    die "--name must be small letters, digits and -, 40 at most"
 
 # A YAML list of strings; Kubernetes would fill in $(…), unless its dollar is doubled.
 list=''

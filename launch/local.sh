@@ -43,7 +43,8 @@ while (($#)); do
 done
 (($#)) || die "no experiment"
 ((processes > 0)) || die "--processes must be at least 1"
-[[ -z $gpus ]] || ((gpus >= processes && gpus % processes == 0)) || die "$gpus GPUs do not divide among $processes processes"
+[[ -z $gpus ]] || ((gpus >= processes && gpus % processes == 0)) ||
+    die "$gpus GPUs do not divide among $processes processes"
 pixtok=${PIXTOK:-pixtok}
 
 # Sets `command`, what process $1 of all runs.
@@ -96,7 +97,10 @@ forward() {
 
 port=$((20000 + RANDOM % 20000))
 if [[ $dry_run ]]; then
-    for ((number = 0; number < processes; number++)); do command_of "$number" "$@" && printf '%q ' "${command[@]}" && echo; done
+    for ((number = 0; number < processes; number++)); do
+        command_of "$number" "$@"
+        printf '%q ' "${command[@]}" && echo
+    done
     exit
 fi
 codes=$(mktemp -d) asked='' pids=() tries=0

@@ -61,7 +61,10 @@ install+=' && ~/.local/bin/uv pip install -q -c constraints.txt -e ".[gcs]" "jax
 case $verb in
     create)
         if [[ $kind == queued-resources ]]; then
-            if [[ " $* " == *" --node-count"* ]]; then set -- "--node-prefix=$name" "$@"; else set -- "--node-id=$name" "$@"; fi
+            case " $* " in
+                *" --node-count"*) set -- "--node-prefix=$name" "$@" ;;
+                *) set -- "--node-id=$name" "$@" ;;
+            esac
         fi
         tpu create "$name" "$@"
         ;;

@@ -1,6 +1,5 @@
 """What each launcher runs, and what it does on each exit code."""
 
-import json
 import os
 import shlex
 import shutil
@@ -206,6 +205,15 @@ class TestSlurm:
         assert done.returncode == 2
         assert "has no line 3" in done.stderr
 
+    def test_an_element_is_queued_again_by_its_own_name(self, programs):
+        """The job number of one of its elements is also that of the whole array."""
+        programs.script("srun", 75)
+        programs.script("squeue", "RUNNING")
+        job = self.JOB | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+        run(programs, "slurm.sbatch", *ARGS, check=False, **job)
+        assert programs.calls("squeue")[0]["args"][1] == "--jobs=7_3"
+        assert programs.calls("scontrol")[0]["args"] == ["requeue", "7_3"]
+
     def test_it_is_a_job(self, programs):
         done = run(programs, "slurm.sbatch", *ARGS, check=False)
         assert done.returncode == 2
@@ -262,9 +270,7 @@ class TestTpu:
         home = programs.folder / "home"
         worker = home / "pixtok" / "launch" / "tpu_worker.sh"
         worker.parent.mkdir(parents=True)
-        worker.symlink_to(programs.folder / "bin" / "pixtok")
-        (programs.folder / "pixtok.0").write_text(json.dumps(["wait"]))
-        worker.unlink()
+        programs.script("pixtok", "wait")
         worker.write_text(f'#!/bin/sh\nexec {programs.folder / "bin" / "pixtok"} train "$@"\n')
         worker.chmod(0o755)
 
