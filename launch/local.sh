@@ -80,12 +80,8 @@ run_process() {
 together() {
     local code found=0 all
     all=$(for ((number = 0; number < processes; number++)); do cat "$codes/$number" 2>/dev/null || echo 137; done)
-    for code in 130 2 3 5 1; do
-        if grep -qx "$code" <<<"$all"; then echo "$code" && return; fi
-    done
-    for code in $all; do
-        if ((code != 0 && (found == 0 || found == 75))); then found=$code; fi
-    done
+    for code in 130 2 3 5 1; do if grep -qx "$code" <<<"$all"; then echo "$code" && return; fi; done
+    for code in $all; do if ((code != 0 && (found == 0 || found == 75))); then found=$code; fi; done
     echo "$found"
 }
 
