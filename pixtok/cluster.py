@@ -90,7 +90,13 @@ def join(start: float, peer: float) -> None:
         raise InputError(f"the job's environment is unusable: {error}") from None
     finally:
         _jax.get_distributed_runtime_service = service
-    _on_abort(lambda: "process 0, which all others depend on, was lost" if not lead() else "jax ended the job")
+    _on_abort(
+        lambda: (
+            "process 0, which all others depend on, was lost"
+            if not lead()
+            else "jax ended the job; the lines above name the processes that it lost"
+        )
+    )
     put(f"host/{index()}", socket.gethostname())
 
 

@@ -1,11 +1,11 @@
 """The training loop."""
 
+import contextlib
 import json
 import math
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ class _BadLog:
 
 
 class Trainer:
-    """One call of `pixtok train`, on each process of a job: all is opened and checked before anything is written."""
+    """One call of `pixtok train`, on each process of a job: all is checked before anything is written."""
 
     def __init__(
         self,
@@ -75,43 +75,54 @@ class Trainer:
         init: epath.PathLike | None = None,
         command: Sequence[str] = (),
     ) -> None:
-        """Joins the job that the environment tells of.  Raises InputError."""
+        """Raises InputError."""
         self.ledger = Ledger()
         validate(experiment)
         self.experiment, self.run_dir, self._command = experiment, location(run_dir), list(command)
-        with self.ledger.count("initialise"):
-            cluster.join(experiment.deadline.start, experiment.deadline.peer)
-            train, data = experiment.train, experiment.data
-            loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
-            self.loader = Loader(**loader, split="train")
-            validation = any(dataset.manifest.documents["validation"] for dataset in self.loader.datasets)
-            self._validation = Loader(**loader, split="validation") if validation else None
-            if self.run_dir.exists() and not self.run_dir.is_dir():
-                raise InputError(f"{run_dir} is a file: give another --run_dir")
-            self._manifest = describe_run(experiment, self.loader.datasets, command)
-            self._before = None if Run(self.run_dir).is_new else Run(self.run_dir)
-            if self._before is not None and self._before.begun:  # else it has nothing to lose
-                check_resumable(self.run_dir, self._before.content, self._manifest)
-            self._init = None if init is None else _init_run(Run(epath.Path(init)), experiment)
-            self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
-            # Nobody writes before all have looked.
-            cluster.barrier("checked", experiment.deadline.start)
+        self._init = None if init is None else _init_run(Run(epath.Path(init)), experiment)
 
-    @contextmanager
+    def _prepare(self) -> None:
+        """Open and check all that there is, before anything is written."""
+        experiment = self.experiment
+        train, data = experiment.train, experiment.data
+        loader = {"data": data, "model": experiment.model, "batch_size": train.batch_size, "seed": train.seed}
+        self.loader = Loader(**loader, split="train")
+        validation = any(dataset.manifest.documents["validation"] for dataset in self.loader.datasets)
+        self._validation = Loader(**loader, split="validation") if validation else None
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise InputError(f"{self.run_dir} is a file: give another --run_dir")
+        self._manifest = describe_run(experiment, self.loader.datasets, self._command)
+        self._before = None if Run(self.run_dir).is_new else Run(self.run_dir)
+        if self._before is not None and self._before.begun:  # else it has nothing to lose
+            check_resumable(self.run_dir, self._before.content, self._manifest)
+        # Nobody writes before all have looked; and who asks jax for devices waits in C++ for all to ask.
+        cluster.barrier("checked", experiment.deadline.start)
+        self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
+
+    @contextlib.contextmanager
     def _phase(self, kind: str, seconds: float) -> Iterator[None]:
         """Count the time, and end the process when it takes too long."""
         with self.ledger.count(kind), self._watchdog.phase(kind, seconds):
             yield
 
     def run(self) -> ExitCode:
-        """Train to the last step, or until asked to stop.  Raises InputError, NotFiniteError, DeadlineError."""
-        experiment, steps, silent = self.experiment, self.experiment.train.steps, not cluster.lead()
+        """Join the job that the environment tells of; train to the last step, or until asked to stop.
+
+        Raises InputError, NotFiniteError, DeadlineError.
+        """
+        experiment, steps = self.experiment, self.experiment.train.steps
         deadline = experiment.deadline
-        with (
-            Watchdog(deadline, self.run_dir) as self._watchdog,
-            StopRequest() as stop,
-            Checkpoints(self.run_dir / "checkpoints", experiment.checkpoint, deadline.save) as checkpoints,
-        ):
+        with self.ledger.count("initialise"):
+            cluster.join(deadline.start, deadline.peer)
+        silent = not cluster.lead()
+        with contextlib.ExitStack() as stack:
+            self._watchdog = stack.enter_context(Watchdog(deadline, self.run_dir))
+            stop = stack.enter_context(StopRequest())
+            with self._phase("initialise", deadline.start):
+                self._prepare()
+            checkpoints = stack.enter_context(
+                Checkpoints(self.run_dir / "checkpoints", experiment.checkpoint, deadline.save)
+            )
             state, start = self._first_state(checkpoints)
             if start < steps and not silent:
                 write_json(self.run_dir / "config.json", self._manifest)
