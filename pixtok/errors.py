@@ -9,6 +9,7 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     BUG = 1
     BAD_INPUT = 2
+    TOO_LARGE = 3
     NOT_FINITE = 5
     PREEMPTED = 75
     INTERRUPTED = 130
@@ -20,3 +21,7 @@ class InputError(ValueError):
 
 class NotFiniteError(RuntimeError):
     """The loss or the gradient norm is not finite.  Exit code 5."""
+
+
+class TooLargeError(RuntimeError):
+    """The training step does not fit the hardware.  Exit code 3."""
