@@ -1,6 +1,6 @@
 """Four models on six kinds of hardware that are not here: memory of a device, the compiler's verdict, a roofline.
 
-JAX_PLATFORMS=cpu nice python experiments/compile_matrix.py [ONLY]      # libtpu; for H100s CUDA's compilers, see Makefile
+nice python experiments/compile_matrix.py [ONLY]      # needs libtpu, for H100s CUDA's compilers: see Makefile
 
 `upw-image`, and three models of our kind in which encoder, trunk, and what predicts pixels cost about as much as each
 other; 224² images, one a row.  Each result is a line of results/compile_matrix.jsonl as it comes; what is there is not
@@ -12,7 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from pixtok import compile, flops
+from pixtok import compile as compiler
+from pixtok import flops
 from pixtok.config import PRESETS, Data, Experiment, Mesh, Model, Stream, Train
 from pixtok.hardware import GIB
 
@@ -51,8 +52,8 @@ def done() -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "| model | parameters | topology | mesh | rows | GiB of a device: state, temporaries, code, in all | of | verdict "
-        "| ms: compute, memory, network | MFU at most |",
+        "| model | parameters | topology | mesh | rows | GiB of a device: state, temporaries, code, in all | of "
+        "| verdict | ms: compute, memory, network | MFU at most |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (list(MODELS).index(row["model"]), row["topology"])):
@@ -60,11 +61,12 @@ def table(rows: list[dict]) -> str:
         state = memory["parameters"] + memory["optimizer"]
         parts = [state, memory.get("temporaries", 0), memory.get("code", 0), memory.get("peak", 0)]
         mesh = " ".join(f"{axis} {size}" for axis, size in row["mesh"].items())
-        times = ", ".join(f"{roof[f'{name}_ms']:,.1f}" for name in ("compute", "memory", "network")) if roof else ""
+        times = ", ".join(f"{roof[name]:,.1f}" for name in ("compute_ms", "memory_ms", "network_ms")) if roof else ""
+        share = f"{roof['mfu']:.0%}" if roof else ""
         lines.append(
             f"| {row['model']} | {row['parameters'] / 1e6:,.0f} M | {row['topology']} | {mesh} | {row['batch_size']} "
             f"| {', '.join(f'{part / GIB:.2f}' for part in parts)} | {(row['available'] or 0) / GIB:.2f} "
-            f"| {row['verdict']} | {times} | {f'{roof["mfu"]:.0%}' if roof else ''} |"
+            f"| {row['verdict']} | {times} | {share} |"
         )
     return "\n".join(lines)
 
@@ -81,8 +83,8 @@ def main() -> None:
         for name in MODELS:
             if only not in f"{name}@{topology}" or any((name, topology) == (r["model"], r["topology"]) for r in done()):
                 continue
-            target = compile.target(topology)
-            report = compile.compile_step(experiment(name, len(target.devices)), target)
+            target = compiler.target(topology)
+            report = compiler.compile_step(experiment(name, len(target.devices)), target)
             with RESULTS.open("a") as file:
                 file.write(json.dumps({"model": name, **dataclasses.asdict(report)}) + "\n")
             print(f"{name} {topology}: {report.verdict}, {report.compile_s:.0f} s", file=sys.stderr, flush=True)

@@ -4,8 +4,8 @@ Matrix products only, 2 for each multiplication and addition.  *Useful* FLOPs: a
 so a causal square of n counts n·(n+1)/2, whatever an implementation computes; what is computed a second time in the
 backward pass counts nothing.  A training step costs three times its forward pass.  So that is what MFU divides by.
 
-Rows are taken as full: S slots of one document, all M windows present with all W pixels and all P halo keys, and a window
-that sees half of the slots on average.
+Rows are taken as full: S slots of one document, all M windows present with all W pixels and all P halo keys, and a
+window that sees half of the slots on average.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from pixtok import fold
 from pixtok.config import Experiment, Stream
 from pixtok.model.embed import PLACE_SIZE
-from pixtok.model.heads import outcomes, parts
 from pixtok.model.halo import offsets
+from pixtok.model.heads import outcomes, parts
 
 
 class Entry(NamedTuple):
@@ -45,7 +45,11 @@ def ledger(experiment: Experiment) -> dict[str, Entry]:
     encoder, trunk, decoder = model.encoder, model.trunk, model.decoder
     full, sizes = model.objective == "full", parts(model)
 
-    table = 3 * fold.levels(model.fold_factor) if fold.by_channel(model.fold_factor) else fold.colours(model.fold_factor) + 1
+    table = (
+        3 * fold.levels(model.fold_factor)
+        if fold.by_channel(model.fold_factor)
+        else fold.colours(model.fold_factor) + 1
+    )
     entries = {"embeddings": Entry(model.vocab_size * trunk.width + table * encoder.width, 0)}
 
     weights, token = _block(encoder)

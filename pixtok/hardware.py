@@ -1,14 +1,14 @@
 """What a chip can do, by its maker's word.
 
-TPU: the specification tables of Google Cloud's pages docs.cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x}, read in
-2026: peak in bfloat16, HBM and its bandwidth, and the *bidirectional* bandwidth of all inter-chip links (v5e 400, v6e
-800, v5p and tpu7x 1,200 GB/s), of which half goes out.  v4's page has no such line: 2.7e11 B/s are six links of 4.5e10
-("How to Scale Your Model", jax-ml.github.io/scaling-book/tpus), and its page's 1.1 PB/s of all-reduce for 4,096 chips say
-the same.  Data centre network, bits/s of a chip: v5p 50, v6e and tpu7x 100 (the table on tpu7x's page); v5e 25 (6.4 Tb/s
-for 256 chips); v4 as v5p ("typically 6.25e9 B/s", the same book).
+TPU: the specification tables of Google Cloud's pages docs.cloud.google.com/tpu/docs/{v4, v5e, v5p, v6e, tpu7x}, read
+in 2026: peak in bfloat16, HBM and its bandwidth, and the *bidirectional* bandwidth of all inter-chip links (v5e 400,
+v6e 800, v5p and tpu7x 1,200 GB/s), of which half goes out.  v4's page has no such line: 2.7e11 B/s are six links of
+4.5e10 ("How to Scale Your Model", jax-ml.github.io/scaling-book/tpus), and its page's 1.1 PB/s of all-reduce for 4,096
+chips say the same.  Data centre network, bits/s of a chip: v5p 50, v6e and tpu7x 100 (the table on tpu7x's page); v5e
+25 (6.4 Tb/s for 256 chips); v4 as v5p ("typically 6.25e9 B/s", the same book).
 
-H100: NVIDIA's data sheet, column SXM: 80 GB, 3.35 TB/s, 1,979 TFLOP/s with sparsity, so half of that without, NVLink 900
-GB/s both ways.  Between nodes, one 400 Gb/s ConnectX-7 for each GPU, as in NVIDIA's DGX H100.
+H100: NVIDIA's data sheet, column SXM: 80 GB, 3.35 TB/s, 1,979 TFLOP/s with sparsity, so half of that without, NVLink
+900 GB/s both ways.  Between nodes, one 400 Gb/s ConnectX-7 for each GPU, as in NVIDIA's DGX H100.
 """
 
 from typing import NamedTuple

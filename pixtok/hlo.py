@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,9 +120,8 @@ class Collective(NamedTuple):
     def moved(self, place: Sequence[int]) -> tuple[float, float]:
         """Bytes that one device sends (near, far), the mean over devices; `place` is the slice or node of each.
 
-        As rings do it, in two tiers where a group lies in several places: with g members in each of k places, of x bytes
-        (all-reduce, and twice; reduce-scatter; all-gather: of its result) (g−1)/g · x go inside, and (k−1)/k · x/g
-        outside.
+        As rings do it, in two tiers where a group lies in several places.  With g members in each of k places, of x
+        bytes (2 · those of an all-reduce; an all-gather's result) (g−1)/g · x go inside and (k−1)/k · x/g outside.
         """
         if self.kind == "collective-permute":
             far = sum(place[a] != place[b] for a, b in self.groups)
@@ -147,7 +146,7 @@ class Cost:
     """Of those, the kernels'."""
     bytes: float = 0.0
     """To and from memory: operands and results of all that is no part of a fusion."""
-    collectives: Counter[Collective] = field(default_factory=Counter)
+    collectives: defaultdict[Collective, float] = field(default_factory=lambda: defaultdict(float))
     """How often each runs."""
     unknown_loops: int = 0
     """Loops of which no trip count was found; they count once."""
@@ -163,7 +162,7 @@ class Cost:
 
     def moved(self, place: Sequence[int]) -> dict[str, tuple[float, float]]:
         """Bytes that a device sends (near, far), by kind of collective; `place` is the slice or node of each device."""
-        sent = dict.fromkeys(KINDS, (0.0, 0.0))
+        sent: dict[str, tuple[float, float]] = dict.fromkeys(KINDS, (0.0, 0.0))
         for collective, count in self.collectives.items():
             near, far = collective.moved(place)
             before = sent[collective.kind]
@@ -187,7 +186,9 @@ class Module:
                     self._entry = head[2]
             elif op := _parse(line):
                 current[op.name] = op
-        self._root = {name: next((op for op in ops.values() if op.root), None) for name, ops in self._computations.items()}
+        self._root = {
+            name: next((op for op in ops.values() if op.root), None) for name, ops in self._computations.items()
+        }
 
     def cost(self) -> Cost:
         """Of the whole program."""
@@ -404,7 +405,9 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _listed(text: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{?([\d,]+)\}?", text) if group.strip(","))
+    return tuple(
+        tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{?([\d,]+)\}?", text) if group.strip(",")
+    )
 
 
 def _of_mesh(shape: list[tuple[str, int]], ids: Any, axes: str, devices: int) -> tuple[tuple[int, ...], ...]:

@@ -70,8 +70,8 @@ TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2
 def tpu(chip: str, topology: str | None = None, slices: int = 1) -> topologies.TopologyDescription:
     """TPUs to compile for on a machine that has none: shardings on its `.devices`, then `.compile()`.
 
-    `topology` as in v5p:8x8x8, without the chip's name, of each slice; None takes the smallest.  Raises ValueError for a
-    chip or topology that is not known, and RuntimeError when libtpu, which holds the compiler, is not installed.
+    `topology`, of each slice, as in v5p:8x8x8 without the chip's name; None takes the smallest.  Raises ValueError for
+    a chip or topology that is not known, and RuntimeError when libtpu, which holds the compiler, is not installed.
     """
     if chip not in TPUS:
         raise ValueError(f"chip must be one of {', '.join(TPUS)}; got {chip}")
