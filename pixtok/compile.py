@@ -100,7 +100,8 @@ def _available(device: Any) -> float:
     """What the compiler for a TPU lets a program have: it says so when it refuses one."""
     huge = jax.ShapeDtypeStruct((2**24, 2**24), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
-        jax.jit(jnp.negative).lower(huge).compile()
+        with _quiet():
+            jax.jit(jnp.negative).lower(huge).compile()
     except jax.errors.JaxRuntimeError as error:
         if found := _EXCEEDS.search(str(error)):
             return _size(found[3])
@@ -176,7 +177,7 @@ def compile_step(experiment: Experiment, where: Target) -> Report:
     }
     fits, verdict, counted, sent, analysis = True, "fits", None, {}, {}
     try:
-        with _quiet():
+        with _quiet(), contextlib.nullcontext() if where.name == "cpu" else absent.uncached():
             compiled = lowered.compile(where.options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -428,7 +429,7 @@ def search(experiment: Experiment, where: Target, minutes: float, say: Say) -> l
 
     Two compiles, with one and two rows on a device, give what activations take for each row; with it, and the bytes of
     weights and moments, each mesh is compiled only at the largest batch that should fit, at most eight times the
-    experiment's, and at half of it where that does not.  Microbatches are tried on the best, where its network bounds it.
+    experiment's, and at half of it where that does not.  Microbatches are tried where the network bounds the best.
     """
     if where.chip is None or where.available is None:
         raise InputError(f"--search needs a chip whose limits are known, not {where.name}")

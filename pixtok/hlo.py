@@ -5,7 +5,6 @@
 Of the branches of a conditional the costliest counts.
 """
 
-import itertools
 import json
 import math
 import re
@@ -13,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -386,46 +385,43 @@ def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
         return _listed(pairs[1])
     found = re.search(r"replica_groups=", text)
     rest = text[found.end() :] if found else ""
-    if rest.startswith("mesh["):
-        # mesh['x'=4,'y'=2] {'y'}: devices as a grid, groups along the axes that are named, or a part of one: 'y':(1)2.
-        shape = [(name, int(size)) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", rest[: rest.index("]")])]
-        order = re.match(r"mesh\[[^\]]*\],?\s*device_ids=\(?\[?([\d,\s]*)", rest)
-        ids = np.array([int(n) for n in re.findall(r"\d+", order[1])]) if order and order[1] else None
-        names = re.search(r"\]\)?\s*\{([^}]*)\}", rest)
-        return _of_mesh(shape, ids, names[1] if names else "", devices)
-    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        size, dims = ([int(n) for n in iota[n].split(",")] for n in (1, 2))
-        grid = np.arange(math.prod(dims)).reshape(dims)
-        if iota[3]:
-            grid = grid.transpose([int(n) for n in iota[3].split(",")])
-        return tuple(map(tuple, grid.reshape(size).tolist()))
+    if mesh := re.match(r"mesh\[(.*?)\](?:, device_ids=\(([^{}]*)\))? \{([^}]*)\}", rest):
+        return _along(re.findall(r"([\w.]+)'?=(\d+)", mesh[1]), mesh[2], mesh[3])
+    if iota := re.match(r"\[([\d,]+)\]<=(\S+\d\]?\)?)", rest):
+        return tuple(map(tuple, _order(iota[2]).reshape(_numbers(iota[1])).tolist()))
     if rest.startswith("{{"):
         return _listed(rest[1 : rest.index("}}")])
     return (tuple(range(devices)),)
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]
+
+
 def _listed(text: str) -> tuple[tuple[int, ...], ...]:
-    return tuple(
-        tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{?([\d,]+)\}?", text) if group.strip(",")
-    )
+    return tuple(tuple(_numbers(group)) for group in re.findall(r"\d[\d,]*", text))
 
 
-def _of_mesh(shape: list[tuple[str, int]], ids: Any, axes: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    dims: list[tuple[str, int]] = []
-    wanted: list[str] = []
-    parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'?([\w.]+)'?:\((\d+)\)(\d+)", axes)}
-    named = re.findall(r"'([\w.]+)'|\b([a-z_]+[\w.]*)\b", axes)
-    for name, size in shape:
-        if name in parts:
-            before, own = parts[name]
-            dims += [(f"{name}<", before), (name, own), (f"{name}>", size // before // own)]
-        else:
-            dims.append((name, size))
-    wanted = [one or two for one, two in named]
-    grid = (np.arange(math.prod(size for _, size in dims)) if ids is None else ids).reshape([size for _, size in dims])
-    inside = [index for index, (name, _) in enumerate(dims) if name in wanted]
-    outside = [index for index in range(len(dims)) if index not in inside]
-    members = math.prod(dims[index][1] for index in inside)
-    return tuple(map(tuple, grid.transpose([*outside, *inside]).reshape(-1, members).tolist())) or (
-        tuple(itertools.islice(range(devices), devices)),
-    )
+def _order(text: str) -> np.ndarray:
+    """`[2,4]T(1,0)`: 0 … 7 as a 2 × 4 grid, transposed, flat; or a plain list."""
+    if not text.startswith("["):
+        return np.array(_numbers(text))
+    dims, _, turned = text.partition("T")
+    grid = np.arange(math.prod(_numbers(dims))).reshape(_numbers(dims))
+    return (grid.transpose(_numbers(turned)) if turned else grid).ravel()
+
+
+def _along(shape: list[tuple[str, str]], ids: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
+    """Groups along some axes of a grid of devices, or along a part of one: `'y':(2)4`, 4 after 2 outer ones."""
+    parts = {name: (int(outer), int(own)) for name, outer, own in re.findall(r"([\w.]+)'?:\((\d+)\)(\d+)", axes)}
+    wanted = set(re.findall(r"[a-zA-Z_][\w.]*", axes))
+    sizes, inside = [], []
+    for name, size in ((name, int(text)) for name, text in shape):
+        outer, own = parts.get(name, (1, size))
+        if name in wanted:
+            inside.append(len(sizes) + 1)
+        sizes += [outer, own, size // outer // own]
+    grid = (np.arange(math.prod(sizes)) if ids is None else _order(ids)).reshape(sizes)
+    outside = [axis for axis in range(len(sizes)) if axis not in inside]
+    members = math.prod(sizes[axis] for axis in inside)
+    return tuple(map(tuple, grid.transpose([*outside, *inside]).reshape(-1, members).tolist()))

@@ -1,8 +1,11 @@
 """Devices that are not here, to compile for."""
 
+import contextlib
 import importlib.util
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -57,6 +60,18 @@ def h100(hosts: int = 1, devices_per_host: int = 8) -> topologies.TopologyDescri
     return topologies.get_topology_desc(
         platform="cuda", topology_name="h100", topology=f"1x{hosts}x{devices_per_host}", target_config=_H100
     )
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Compile without writing to jax's cache, from which programs for absent devices cannot be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    kept = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, kept)
 
 
 def _plugins() -> bool:
