@@ -349,19 +349,18 @@ def _try(experiment: Experiment, where: Target, say: Say) -> Tried | None:
 
 def _changes(experiment: Experiment, where: Target) -> Iterator[tuple[Experiment, float]]:
     """Changes that may make an experiment fit, each with the share of rows on a device that it leaves at once."""
-    train, ways = experiment.train, len(where.devices)
+    train = experiment.train
     shape = sharding.make_mesh(experiment.mesh, where.devices).shape
     ways = math.prod(shape[axis] for axis in BATCH)
     if train.remat == "none":
         yield _with(experiment, remat="block"), 0.0
-    parts = train.microbatches
-    while train.batch_size % (2 * parts * ways) == 0:
-        parts *= 2
-        yield _with(experiment, microbatches=parts), train.microbatches / parts
-    batch = train.batch_size
-    while batch % (2 * ways * train.microbatches) == 0:
-        batch //= 2
-        yield _with(experiment, batch_size=batch), batch / train.batch_size
+    rows = train.batch_size // (train.microbatches * ways)
+    for more in (n for n in range(2, rows + 1) if rows % n == 0):
+        yield _with(experiment, microbatches=more * train.microbatches), 1 / more
+    fewer = rows // 2
+    while fewer:
+        yield _with(experiment, batch_size=fewer * ways * train.microbatches), fewer / rows
+        fewer //= 2
     most = _fsdp(experiment, len(where.devices) // experiment.mesh.dcn_data)
     if most > shape["fsdp"] and (mesh := _mesh(experiment, where, most, shape["window"], shape["tensor"])):
         yield _with(experiment, mesh), 0.0

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from pixtok import cli
+from pixtok import cli, sharding
 from pixtok import compile as compiler
 from pixtok.config import Data, Experiment, Mesh, Model, Stream, Train
 from pixtok.errors import ExitCode, InputError
@@ -140,44 +140,110 @@ def test_what_does_not_fit_exits_3_and_names_a_change(file, whole, capsys, monke
     assert f"with {change['flags']} it takes" in err[-1]
 
 
-def test_remat_comes_before_all_other_changes(whole):
-    kept = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, remat="none"))
-    report = compiler.compile_step(kept, small(1e12))
-    assert report.memory["peak"] > whole.memory["peak"]
-    where = small((report.memory["peak"] + whole.memory["peak"]) / 2)
-    outcome = compiler.run(kept, where, look=False, minutes=1, say=lambda text: None)
-    assert outcome.change_flags(kept) == "--train.remat block"
+@pytest.fixture
+def counted(monkeypatch):
+    """In place of the compiler: memory and time in proportion to rows → the experiments that it was given."""
+    given: list[Experiment] = []
+
+    def step(experiment: Experiment, where: compiler.Target) -> compiler.Report:
+        mesh = sharding.make_mesh(experiment.mesh, where.devices)
+        sharding.check_batch(experiment, mesh)
+        given.append(experiment)
+        train, ways = experiment.train, mesh.shape["data"] * mesh.shape["fsdp"]
+        rows = train.batch_size / ways
+        state = 100 / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+        temporaries = 5 + rows / train.microbatches * (20 if train.remat == "none" else 10) / mesh.shape["window"]
+        temporaries += 10 if train.microbatches > 1 else 0  # sums of gradients
+        times = {"compute": rows * (3 if train.remat == "none" else 4), "memory": 1.0, "network": 2.0}
+        bound = max(times, key=lambda name: times[name])
+        fits = state + temporaries <= where.available
+        return compiler.Report(
+            topology=where.name,
+            devices=4,
+            chips=4,
+            mesh={name: size for name, size in mesh.shape.items() if size > 1},
+            batch_size=train.batch_size,
+            microbatches=train.microbatches,
+            remat=train.remat,
+            parameters=8,
+            fits=fits,
+            verdict="fits" if fits else "too large",
+            hbm=200,
+            available=where.available,
+            memory={
+                "parameters": state / 3,
+                "optimizer": 2 * state / 3,
+                "code": 0,
+                "temporaries": temporaries,
+                "peak": state + temporaries,
+            },
+            flops={},
+            collectives={},
+            roofline={"bound": bound, "step_ms": times[bound], "mfu": 0, "rows_per_s": train.batch_size / times[bound]},
+            unknown_loops=0,
+            compile_s=0,
+        )
+
+    monkeypatch.setattr(compiler, "compile_step", step)
+    monkeypatch.setattr(compiler.flops, "parameters", lambda experiment: 100 / 12)
+    return given
 
 
-def test_weights_that_do_not_fit_are_split(whole):
-    # Less than the weights and moments, more than a quarter of them and one row's activations.
-    where = small(0.9 * (whole.memory["parameters"] + whole.memory["optimizer"]))
-    said: list[str] = []
-    outcome = compiler.run(TINY, where, look=False, minutes=2, say=said.append)
+@pytest.mark.parametrize(
+    ("available", "settings", "wanted"),
+    [
+        # 100 of state, and 4 rows on each device: 185 with all activations kept.
+        (150, {"remat": "none"}, "--train.remat block"),
+        (136, {}, "--train.microbatches 2"),
+        (126, {"batch_size": 12}, "--train.microbatches 3"),
+        (120, {}, "--train.batch_size 4"),
+        # Weights and moments alone are too large where they are.
+        (70, {}, "--mesh.data 1 --mesh.fsdp 4"),
+        (51, {}, "--train.microbatches 4 --mesh.data 1 --mesh.fsdp 4"),
+    ],
+)
+def test_the_smallest_change_that_fits_comes_first(available, settings, wanted, counted):
+    made = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, **settings))
+    outcome = compiler.run(made, small(available), look=False, minutes=1, say=lambda text: None)
     assert not outcome.best.report.fits
-    if outcome.change is not None:
-        assert outcome.change.experiment.mesh.fsdp == 4
-    # Nothing was compiled that leaves all weights where they are.
-    assert all("fsdp 4" in line for line in said[1:])
+    assert outcome.change_flags(made) == wanted
+    assert wanted in outcome.advice(made)
 
 
-def test_search_finds_what_fits_and_ranks_it(whole):
-    state = whole.memory["parameters"] + whole.memory["optimizer"]
-    where = small(state + 1.5 * (whole.memory["peak"] - state))
-    tried = compiler.search(TINY, where, minutes=1, say=lambda text: None)
-    assert tried[0].report.fits
-    times = [item.report.seconds_per_row for item in tried]
-    assert times == sorted(times)
-    assert len(tried) >= 4
-    # Its flags make that experiment.
-    assert f"--train.batch_size {tried[0].report.batch_size}" in compiler.flags(TINY, tried[0].experiment) + (
-        " --train.batch_size 16"
-    )
+def test_what_cannot_help_is_not_compiled(counted):
+    compiler.run(TINY, small(70), look=False, minutes=1, say=lambda text: None)
+    assert len(counted) == 2
+    compiler.run(TINY, small(1), look=False, minutes=1, say=lambda text: None)
+    assert len(counted) == 3
 
 
-def test_no_time_is_no_search():
-    tried = compiler.search(TINY, small(1e9), minutes=1e-9, say=lambda text: None)
-    assert len(tried) <= 2
+def test_nothing_fits_and_that_is_said(counted):
+    outcome = compiler.run(TINY, small(1), look=False, minutes=1, say=lambda text: None)
+    assert outcome.change is None
+    assert "no change that fits was found" in outcome.advice(TINY)
+    assert outcome.as_json(TINY)["change"] is None
+
+
+def test_search_ranks_and_stays_inside_the_memory(counted):
+    said: list[str] = []
+    tried = compiler.search(TINY, small(90), minutes=1, say=said.append)
+    best = tried[0]
+    assert best.report.fits
+    assert [item.report.seconds_per_row for item in tried] == sorted(item.report.seconds_per_row for item in tried)
+    # All weights on each device would not fit, and is not compiled.
+    assert all(item.experiment.mesh.fsdp * item.experiment.mesh.tensor > 1 for item in tried)
+    assert any("not compiled" in line for line in said)
+    # Without recomputation a row takes 3 instead of 4, and 20 of the 60 that state leaves.
+    assert best.report.remat == "none"
+    assert len(counted) <= 16
+    assert f"--train.batch_size {best.report.batch_size}" in compiler.flags(TINY, best.experiment)
+
+
+def test_no_time_is_no_search(counted):
+    said: list[str] = []
+    compiler.search(TINY, small(1e9), minutes=1e-9, say=said.append)
+    assert len(counted) <= 2
+    assert said[-1] == "out of time: --minutes"
 
 
 @pytest.mark.parametrize(
