@@ -138,7 +138,7 @@ class Report:
     roofline: dict[str, Any]
     """compute_ms, memory_ms, network_ms; step_ms, the largest of them; bound, which that is; mfu; rows_per_s."""
     unknown_loops: int
-    """Loops whose trip count could not be read; they count once."""
+    """Loops whose number of turns is data (the library's attention, over slots that are seen); they count once."""
     compile_s: float
 
     @property
@@ -557,6 +557,11 @@ def _amount(value: float) -> str:
     return f"{value / GIB:,.3f} GiB" if value >= GIB / 100 else f"{value / 2**20:,.3f} MiB"
 
 
+def _count(value: float) -> str:
+    """With three digits, whatever its size."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def table(report: Report) -> list[tuple[str, str]]:
     """What a report says, as rows of two columns."""
     mesh = ", ".join(f"{name} {size}" for name, size in report.mesh.items()) or "one device"
@@ -574,19 +579,21 @@ def table(report: Report) -> list[tuple[str, str]]:
         share = f"  {value / limit:.1%} of the {limit / GIB:.2f} GiB that a program may take" if limit else ""
         rows.append((f"a device: {name}", _amount(value) + (share if name == "peak" else "")))
     rows.append(("verdict", report.verdict))
-    rows.append(("useful FLOPs of a step", f"{report.flops['ours'] / 1e12:,.3f} TFLOP"))
+    rows.append(("useful FLOPs of a step", f"{_count(report.flops['ours'] / 1e12)} TFLOP"))
     if "compiler" in report.flops:
         total = report.flops["compiler"] * report.devices / 1e12
-        rows.append(("computed, as compiled", f"{total:,.3f} TFLOP on all devices, recomputation and masked pairs too"))
+        rows.append(
+            ("computed, as compiled", f"{_count(total)} TFLOP on all devices, recomputation and masked pairs too")
+        )
     for kind, sent in report.collectives.items():
         if sent["near"] or sent["far"]:
             far = f", {_amount(sent['far'])} to other slices or nodes" if sent["far"] else ""
             rows.append((f"a device sends, {kind}", _amount(sent["near"]) + far))
     if report.unknown_loops:
-        rows.append(("loops of unknown length", f"{report.unknown_loops}, counted once"))
+        rows.append(("loops whose length is data", f"{report.unknown_loops}, counted once"))
     if roof := report.roofline:
-        times = ", ".join(f"{name} {roof[f'{name}_ms']:,.2f}" for name in ("compute", "memory", "network"))
+        times = ", ".join(f"{name} {_count(roof[f'{name}_ms'])}" for name in ("compute", "memory", "network"))
         rows.append(("at best, ms a step", f"{times}; bound by {roof['bound']}"))
-        rows.append(("at best", f"{roof['rows_per_s']:,.1f} rows/s, MFU {roof['mfu']:.1%}"))
+        rows.append(("at best", f"{_count(roof['rows_per_s'])} rows/s, MFU {roof['mfu']:.1%}"))
     rows.append(("compiled in", f"{report.compile_s:.1f} s"))
     return rows

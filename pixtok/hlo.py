@@ -148,7 +148,7 @@ class Cost:
     collectives: defaultdict[Collective, float] = field(default_factory=lambda: defaultdict(float))
     """How often each runs."""
     unknown_loops: int = 0
-    """Loops of which no trip count was found; they count once."""
+    """Loops of which no trip count was found, since it is data; they count once."""
 
     def add(self, other: "Cost", times: float = 1) -> None:
         """Add what runs so many times."""
