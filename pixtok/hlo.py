@@ -25,7 +25,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 # They name buffers, or take no time of their own.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
-    *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "iota"),
+    *("partition-id", "replica-id", "opt-barrier", "async-start", "async-update", "async-done", "iota", "send", "recv"),
 )
 _BUFFERS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "GatherScatterIndicesBitpacked")
 
@@ -115,6 +115,8 @@ class Collective(NamedTuple):
     """For a permutation, pairs of source and target."""
     channel: str | None = None
     """TPU: what begins, goes on beside products and ends in several fusions is one collective of one channel."""
+    across: bool = False
+    """TPU: what the hosts exchange between slices, after a part inside each; a group is one device of each slice."""
 
     def moved(self, place: Sequence[int]) -> tuple[float, float]:
         """Bytes that one device sends (near, far), the mean over devices; `place` is the slice or node of each.
@@ -130,6 +132,8 @@ class Collective(NamedTuple):
         k = len({place[device] for device in self.groups[0]})
         g = members / k
         whole = self.bytes * {"all-gather": members, "all-reduce": 2}.get(self.kind, 1)
+        if self.across:
+            return 0.0, whole * (members - 1) / members
         if self.kind == "all-to-all":
             return whole * (g - 1) / members, whole * (members - g) / members
         return whole * (g - 1) / g, whole / g * (k - 1) / k
@@ -221,6 +225,12 @@ class Module:
             part.add(self._cost(str(called), fused or code == "fusion"))
         elif code in KINDS:
             part.collectives[self._collective(op, code, where)] += 1
+        elif code == "send" and (kind := re.search(r'_megascale_transfer_type="(\w+)"', op.rest)):
+            slices = re.search(r'_megascale_target="\{([\d,]+)\}', op.rest)
+            group = tuple(_numbers(slices[1])) if slices else (0, 1)
+            name = kind[1].lower().replace("_", "-")
+            sent = self._of(where, op.operands[0]).arrays[0].bytes
+            part.collectives[Collective(name, sent, (group,), op.attribute("channel_id"), across=True)] += 1
         elif code == "dot":
             part.flops = self._dot(op, where)
         elif code == "convolution":

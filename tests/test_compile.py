@@ -306,7 +306,9 @@ def test_two_slices_know_what_crosses():
         compiler.compile_step(TINY, where)
     report = compiler.compile_step(dataclasses.replace(TINY, mesh=Mesh(data=-1, dcn_data=2)), where)
     sent = report.collectives["all-reduce"]
-    assert sent["near"] > sent["far"] > 0
+    # The exchange between slices is of no more than the gradient; so small a one is not scattered inside first.
+    assert 0 < sent["far"] <= 4 * report.parameters
+    assert sum(pair["near"] for pair in report.collectives.values()) > 0
 
 
 @TPU
