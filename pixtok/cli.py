@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from pixtok import config
 from pixtok.data.build import Settings
 from pixtok.draw import Draw
-from pixtok.errors import DeadlineError, ExitCode, InputError, NotFiniteError
+from pixtok.errors import DeadlineError, ExitCode, InputError, NotFiniteError, TooLargeError
 from pixtok.files import write
 
 T = TypeVar("T")
@@ -90,6 +90,56 @@ def train(args: Sequence[str]) -> ExitCode:
     if cluster.lead():
         print(f"{run_dir}: {', '.join(sorted(path.name for path in location(run_dir).iterdir()))}")
     return code
+
+
+@dataclass(frozen=True)
+class _Compile:
+    experiment: Annotated[config.Experiment, tyro.conf.arg(name="")]
+    topology: str
+    """What to compile for: v4:4x4x8, v5e:16x16, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, 2*v5e:16x16 (two slices), h100:8,
+    h100:16x8 (nodes x GPUs), or cpu, the devices here."""
+    search: bool = False
+    """Look for the batch, remat, microbatches and mesh with the fewest estimated seconds for a row."""
+    minutes: float = 30.0
+    """How long to look for them, or, where the step does not fit, for a change with which it does."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def compile_(args: Sequence[str]) -> ExitCode:
+    """EXPERIMENT.py --topology T [--a.b VALUE …] [--search] [--json]: the training step, for hardware not here"""
+    if args and args[0] in ("-h", "--help"):
+        print(
+            f"usage: pixtok compile {compile_.__doc__}\n\n`pixtok compile EXPERIMENT.py --help` lists all its settings"
+        )
+        return ExitCode.DONE
+    if not args or args[0].startswith("-"):
+        raise InputError("pixtok compile wants an experiment file first, like experiments/demo.py")
+    loaded = config.load(Path(args[0]))
+    parsed = _parse(_Compile, args[1:], f"pixtok compile {args[0]}", default=_Compile(loaded, tyro.MISSING))
+    if parsed.minutes <= 0:
+        raise InputError(f"--minutes must be positive; got {parsed.minutes}")
+    config.validate(parsed.experiment)
+    from pixtok import compile as compiler
+
+    outcome = compiler.run(
+        parsed.experiment,
+        compiler.target(parsed.topology),
+        look=parsed.search,
+        minutes=parsed.minutes,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if parsed.json:
+        print(json.dumps(outcome.as_json(loaded), indent=2))
+    else:
+        print(_table(compiler.table(outcome.best.report)))
+        if parsed.search:
+            print(
+                "\n".join(["", *map(compiler.line, outcome.tried), "", compiler.flags(loaded, outcome.best.experiment)])
+            )
+    if not outcome.best.report.fits:
+        raise TooLargeError(outcome.advice(loaded))
+    return ExitCode.DONE
 
 
 @dataclass(frozen=True)
@@ -320,6 +370,7 @@ def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "train": train,
+    "compile": compile_,
     "eval": evaluate,
     "sample": sample,
     "compress": compress,
@@ -367,6 +418,8 @@ def main() -> None:
         code = run(sys.argv[1:])
     except InputError as error:
         code, reason = ExitCode.BAD_INPUT, str(error)
+    except TooLargeError as error:
+        code, reason = ExitCode.TOO_LARGE, str(error)
     except NotFiniteError as error:
         code, reason = ExitCode.NOT_FINITE, str(error)
     except DeadlineError as error:

@@ -9,6 +9,7 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     BUG = 1
     BAD_INPUT = 2
+    TOO_LARGE = 3
     DEADLINE = 4
     NOT_FINITE = 5
     PREEMPTED = 75
@@ -25,3 +26,7 @@ class NotFiniteError(RuntimeError):
 
 class DeadlineError(RuntimeError):
     """Something did not come in time, or another process is gone.  Exit code 4."""
+
+
+class TooLargeError(RuntimeError):
+    """The training step does not fit the hardware.  Exit code 3."""

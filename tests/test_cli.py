@@ -77,7 +77,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, monke
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_help_with_defaults(verb, capsys):
-    args = [*verb.split(), *([DEMO] if verb == "train" else []), "--help"]
+    args = [*verb.split(), *([DEMO] if verb in ("train", "compile") else []), "--help"]
     with pytest.raises(SystemExit) as stop:
         cli.run(args)
     assert stop.value.code == 0

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # What a module may import comes on an earlier line, or on its own.
 ORDER = [
-    {"errors", "axes", "draw"},
+    {"errors", "axes", "draw", "hardware", "hlo"},
     {"fold", "windows", "words", "files"},
     {"config"},
     {"document", "cluster"},
@@ -26,11 +26,11 @@ ORDER = [
     {"model.block", "model.halo", "model.chunk"},
     {"model.encoder", "model.trunk", "model.decoder", "model.heads"},
     {"model.model"},
-    {"likelihood", "sharding", "optim", "stepper"},
+    {"likelihood", "sharding", "optim", "stepper", "flops"},
     {"step", "generate"},
     {"checkpoint", "metrics", "signals", "run", "watchdog", "goodput"},
     {"weights"},
-    {"train", "evaluate", "sample", "codec", "bench"},
+    {"train", "evaluate", "sample", "codec", "bench", "compile"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,9 +1,14 @@
 """Devices that are not here, to compile for."""
 
+import contextlib
 import importlib.util
+import math
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 # What the compiler wants to know of an H100 SXM (NVIDIA's data sheet; CUDA programming guide, capability 9.0).
@@ -57,6 +62,18 @@ def h100(hosts: int = 1, devices_per_host: int = 8) -> topologies.TopologyDescri
     )
 
 
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Compile without writing to jax's cache, from which programs for absent devices cannot be read back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    kept = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
+    try:
+        yield
+    finally:
+        jax.config.update(name, kept)
+
+
 def _plugins() -> bool:
     return importlib.util.find_spec("jax_plugins") is not None
 
@@ -65,11 +82,11 @@ TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2
 """Chips, and the smallest topology of each that the compiler knows."""
 
 
-def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescription:
+def tpu(chip: str, topology: str | None = None, slices: int = 1) -> topologies.TopologyDescription:
     """TPUs to compile for on a machine that has none: shardings on its `.devices`, then `.compile()`.
 
-    `topology` as in v5p:8x8x8, without the chip's name; None takes the smallest.  Raises ValueError for a chip that is
-    not known, and RuntimeError when libtpu, which holds the compiler, is not installed.
+    `topology`, of each slice, as in v5p:8x8x8 without the chip's name; None takes the smallest.  Raises ValueError for
+    a chip or topology that is not known, and RuntimeError when libtpu, which holds the compiler, is not installed.
     """
     if chip not in TPUS:
         raise ValueError(f"chip must be one of {', '.join(TPUS)}; got {chip}")
@@ -81,4 +98,10 @@ def tpu(chip: str, topology: str | None = None) -> topologies.TopologyDescriptio
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # Compiling takes no chip, so several processes may.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:{topology or TPUS[chip]}")
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if chip == "v4":  # both cores of a chip as one device, as on the machines; libtpu's default is one for each
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(f"{chip}:{topology or TPUS[chip]}", "tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"{chip} has no topology {topology}: {error}") from error

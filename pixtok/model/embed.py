@@ -9,6 +9,8 @@ from pixtok import fold
 from pixtok.model.param import embedding, linear, matrix, param
 
 _PLACE_WAVES = 16
+PLACE_SIZE = 2 * 4 * _PLACE_WAVES
+"""Sines and cosines of the four numbers of a place."""
 
 
 class WordEmbed(nn.Module):
