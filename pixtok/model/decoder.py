@@ -5,12 +5,11 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-from einops import rearrange
 from jax import numpy as jnp
 
 from pixtok.config import Model
 from pixtok.document import Rows
-from pixtok.model.attention import ConditionalAttention, Context, PixelCache, pixel_angles
+from pixtok.model.attention import ConditionalAttention, Context, PixelCache, border, look, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.halo import around
 from pixtok.model.param import linear, matrix, param
@@ -61,9 +60,11 @@ class PixelDecoder(nn.Module):
         `own_BMWE` embeds the parts of each pixel.
         """
         around = context(self.config, rows, self.slot_states(y_BSE))
-        own_BNE = rearrange(own_BMWE, "B M W E -> B (M W) E")
-        near_BME = jnp.take_along_axis(own_BNE, around.halo.nearest_BM[:, :, None], axis=1)
-        start_BME = self._start(first_BME, near_BME, around)
+        start_BME = first_BME
+        if self.config.halo:
+            edge_BMQ1E = border(own_BMWE, around.halo)[:, :, :, None]
+            near_BME = look(edge_BMQ1E, around.halo.border_index_BMP[:, :, :1], None)[:, :, 0, 0]
+            start_BME = self._start(first_BME, near_BME, around)
         x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BME[:, :, None], own_BMWE.shape))
         x_BMTE = jnp.concatenate([start_BME[:, :, None], x_BMWE], axis=2)
         if self.config.decoder.layers:
