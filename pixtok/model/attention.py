@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec
 
 from pixtok.axes import BATCH
 from pixtok.config import Stream
+from pixtok.model import mesh
+from pixtok.model.causal import causal_attention
 from pixtok.model.param import linear, matrix, param
 from pixtok_kernels import global_conditional_attention
 
@@ -93,9 +95,7 @@ class Attention(_Projections):
     def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array) -> jax.Array:
         q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
         k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
-        v_BSKD = linear(x_BSE, self.value)
-        mask_B1SS = (segment_BS[:, :, None] == segment_BS[:, None, :])[:, None]
-        return self._merge(jax.nn.dot_product_attention(q_BSHD, k_BSKD, v_BSKD, mask=mask_B1SS, is_causal=True))
+        return self._merge(causal_attention(q_BSHD, k_BSKD, linear(x_BSE, self.value), segment_BS))
 
     def step(self, x_B1E: jax.Array, cache: Cache, angle_B1R: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
         """One slot, number `index`, after those in the cache."""
@@ -252,19 +252,13 @@ class ConditionalAttention(_Projections):
         return self._merge(o_B11HD[:, 0]), own
 
 
-def mesh() -> jax.sharding.AbstractMesh | None:
-    """The mesh that a program is being traced for; None where it is for one device."""
-    found = jax.sharding.get_abstract_mesh()
-    return None if found.empty or found.size == 1 else found
-
-
 def _where_the_windows_are(*arrays: jax.Array) -> jax.Array:
     """Conditional attention of each device's own rows, windows and heads: a kernel is nothing that XLA could split."""
 
     def attend(q, k, v, slot_k, slot_v, span, count):
         return global_conditional_attention(q, k, v, slot_k, slot_v, span, halo_count_BM=count)
 
-    if mesh() is None:
+    if mesh.current() is None:
         return attend(*arrays)
     window, slot = PartitionSpec(BATCH, "window", None, "tensor"), PartitionSpec(BATCH, None, "tensor")
     seen = PartitionSpec(BATCH, "window")
@@ -291,7 +285,7 @@ def look(x_BMQKD: jax.Array, index_BMP: jax.Array, heads: str | None) -> jax.Arr
     def gather(x_BMQKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
         return ask(jax.lax.all_gather(x_BMQKD, "window", axis=1, tiled=True), index_BMP)
 
-    if mesh() is None:
+    if mesh.current() is None:
         return ask(x_BMQKD, index_BMP)
     window = PartitionSpec(BATCH, "window", None, heads)
     specs = window, PartitionSpec(BATCH, "window")
