@@ -3,8 +3,8 @@
 pixtok data build photos datasets/megapixel
 pixtok train experiments/megapixel.py
 
-Windows of 64 × 64: on average a pixel sees half of its own window and half of the other windows' summaries, W / 2 + N / 2W
-of N = 16,777,216 pixels, which is least at W = √N = 4096. A side of 32 makes it 2.1 times as much, of 16 eight times.
+Windows of 64 × 64: of N = 16,777,216 pixels, each sees on average half of its own window and half of the summaries,
+W / 2 + N / 2W keys, which is least at W = √N = 4096. A side of 32 makes it 2.1 times as much, of 16 eight times.
 
 Compiled 2026-11-25 for v5e:4x4 with libtpu 0.0.42.1; no TPU was used: 87,311,424 parameters, a step takes 12.57 of the
 15.75 GiB that a chip gives to a program. The largest all-gather brings 63.5 MiB, the borders of all 4,096 windows.
