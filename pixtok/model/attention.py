@@ -89,13 +89,8 @@ class _Projections(nn.Module):
         return linear(o_SHD.reshape(*o_SHD.shape[:-2], H * D), self.out.reshape(H * D, E))
 
 
-class Attention(_Projections):
-    """Causal attention inside each segment of slots: (B, S, E) → (B, S, E)."""
-
-    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array) -> jax.Array:
-        q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
-        k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
-        return self._merge(causal_attention(q_BSHD, k_BSKD, linear(x_BSE, self.value), segment_BS))
+class _Causal(_Projections):
+    """Causal attention, one slot at a time."""
 
     def step(self, x_B1E: jax.Array, cache: Cache, angle_B1R: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
         """One slot, number `index`, after those in the cache."""
@@ -106,11 +101,16 @@ class Attention(_Projections):
         return self._merge(jax.nn.dot_product_attention(q_B1HD, *cache, mask=mask_111C)), cache
 
 
-def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(into_BCKD, x_B1KD, index, axis=1)
+class Attention(_Causal):
+    """Causal attention inside each segment of slots: (B, S, E) → (B, S, E)."""
+
+    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array) -> jax.Array:
+        q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
+        k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
+        return self._merge(causal_attention(q_BSHD, k_BSKD, linear(x_BSE, self.value), segment_BS))
 
 
-class WindowAttention(Attention):
+class WindowAttention(_Causal):
     """Causal attention inside each window: (B, M, W, E) → the same."""
 
     def __call__(self, x_BMWE: jax.Array, angle_BMWR: jax.Array) -> jax.Array:
@@ -121,6 +121,10 @@ class WindowAttention(Attention):
         none_BM2 = jnp.zeros((B, M, 2), jnp.int32)
         o_BMWHD = _where_the_windows_are(q_BMWHD, k_BMWKD, v_BMWKD, none_B0KD, none_B0KD, none_BM2, none_BM)
         return self._merge(o_BMWHD)
+
+
+def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(into_BCKD, x_B1KD, index, axis=1)
 
 
 class Halo(NamedTuple):
