@@ -58,6 +58,7 @@ def one(experiment):
         Mesh(data=2, tensor=2),
         Mesh(data=1, fsdp=2, dcn_data=2),
         Mesh(data=1, fsdp=2, window=2),
+        Mesh(data=1, window=2, tensor=2),
     ],
     ids=str,
 )

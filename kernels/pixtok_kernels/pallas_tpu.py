@@ -49,8 +49,8 @@ def refusal(a: Arguments, scale: float) -> str | None:
         return f"the width of a head must be one of {', '.join(map(str, WIDTHS))}; got {D}"
     if not 16 <= W <= 4096:
         return f"a window must have from 16 to 4096 pixels; got {W}"
-    if S > 65536 or P > 4096:
-        return f"there may be 65536 slots and 4096 halo keys; got {S} and {P}"
+    if S > 131072 or P > 4096:
+        return f"there may be 131072 slots and 4096 halo keys; got {S} and {P}"
     if not scale > 1e-20:  # or _NEVER would be near to other scores
         return f"scale must be positive and not tiny; got {scale}"
     if not M * case.B:
@@ -324,8 +324,11 @@ def _walk(r: SimpleNamespace, t: Tiles, scale: float, take: Callable[[_Step, lis
     @pl.when(turn == 0)
     def _() -> None:
         # In one stretch of code with the near keys, so that they overlap.
-        near, far = step.near(), step.slots(fetch, first)
-        take(step, step.items({lane: near[lane] + far[lane] for lane in near}), True)
+        keys = step.near()
+        if t.case.S:
+            far = step.slots(fetch, first)
+            keys = {lane: keys[lane] + far[lane] for lane in keys}
+        take(step, step.items(keys), True)
         if t.parts > 1:
             _loop(0, part, lambda earlier: take(step, step.items(step.before(earlier)), False))
 

@@ -165,14 +165,14 @@ class Sight(NamedTuple):
 def sight(t: Tiles, a: Arguments) -> Sight:
     """Of a call whose spans and counts end where slots and halo end."""
     B, M, _ = a.span_BM2.shape
-    low_BM, high_BM = a.span_BM2[..., 0], a.span_BM2[..., 1]
-    some_BM = low_BM < high_BM
-    see_BM3 = jnp.stack([low_BM * some_BM, high_BM * some_BM, a.halo_count_BM], axis=-1).astype(jnp.int32)
+    span_BM2 = jnp.where(a.span_BM2[..., :1] < a.span_BM2[..., 1:], a.span_BM2, 0)
+    see_BM3 = jnp.concatenate([span_BM2, a.halo_count_BM[..., None]], axis=-1).astype(jnp.int32)
     see_BM3 = jnp.pad(see_BM3, ((0, 0), (0, t.padded - M), (0, 0)))
     lane_B3N = jnp.repeat(see_BM3.transpose(0, 2, 1), t.span, axis=2)
     see_BTG3 = see_BM3.reshape(B, -1, t.windows, 3)
     high_BT = see_BTG3[..., 1].max(-1)
-    low_BT = jnp.where(see_BTG3[..., 1] == 0, t.slots, see_BTG3[..., 0]).min(-1) * (high_BT > 0)
+    low_BT = jnp.where(see_BTG3[..., 1] == 0, t.slots, see_BTG3[..., 0]).min(-1)
+    low_BT = jnp.where(high_BT > 0, low_BT, 0)
     tile_BT2 = jnp.repeat(jnp.stack([low_BT, high_BT], axis=-1), t.parts, axis=1)
     begin_1F1 = jnp.arange(t.fetches)[None, :, None] * t.fetch
     sees_BFT = (tile_BT2[:, None, :, 0] < begin_1F1 + t.fetch) & (tile_BT2[:, None, :, 1] > begin_1F1)

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec
 
 from pixtok.axes import BATCH
 from pixtok.config import Stream
+from pixtok.model import mesh
+from pixtok.model.causal import causal_attention
 from pixtok.model.param import linear, matrix, param
 from pixtok_kernels import global_conditional_attention
 
@@ -87,17 +89,8 @@ class _Projections(nn.Module):
         return linear(o_SHD.reshape(*o_SHD.shape[:-2], H * D), self.out.reshape(H * D, E))
 
 
-class Attention(_Projections):
-    """Causal attention: (B, S, E) → (B, S, E).  `segment_BS`, where given, keeps slots of different segments apart."""
-
-    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array | None) -> jax.Array:
-        q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
-        k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
-        v_BSKD = linear(x_BSE, self.value)
-        mask_B1SS = None
-        if segment_BS is not None:
-            mask_B1SS = (segment_BS[:, :, None] == segment_BS[:, None, :])[:, None]
-        return self._merge(jax.nn.dot_product_attention(q_BSHD, k_BSKD, v_BSKD, mask=mask_B1SS, is_causal=True))
+class _Causal(_Projections):
+    """Causal attention, one slot at a time."""
 
     def step(self, x_B1E: jax.Array, cache: Cache, angle_B1R: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
         """One slot, number `index`, after those in the cache."""
@@ -106,6 +99,28 @@ class Attention(_Projections):
         cache = Cache(_write(cache.k_BCKD, k_B1KD, index), _write(cache.v_BCKD, linear(x_B1E, self.value), index))
         mask_111C = (jnp.arange(cache.k_BCKD.shape[1]) <= index)[None, None, None]
         return self._merge(jax.nn.dot_product_attention(q_B1HD, *cache, mask=mask_111C)), cache
+
+
+class Attention(_Causal):
+    """Causal attention inside each segment of slots: (B, S, E) → (B, S, E)."""
+
+    def __call__(self, x_BSE: jax.Array, angle_BSR: jax.Array, segment_BS: jax.Array) -> jax.Array:
+        q_BSHD = rotate(linear(x_BSE, self.query), angle_BSR)
+        k_BSKD = rotate(linear(x_BSE, self.key), angle_BSR)
+        return self._merge(causal_attention(q_BSHD, k_BSKD, linear(x_BSE, self.value), segment_BS))
+
+
+class WindowAttention(_Causal):
+    """Causal attention inside each window: (B, M, W, E) → the same."""
+
+    def __call__(self, x_BMWE: jax.Array, angle_BMWR: jax.Array) -> jax.Array:
+        q_BMWHD = rotate(linear(x_BMWE, self.query), angle_BMWR)
+        k_BMWKD, v_BMWKD = rotate(linear(x_BMWE, self.key), angle_BMWR), linear(x_BMWE, self.value)
+        (B, M), (K, D) = x_BMWE.shape[:2], self.key.shape[1:]
+        none_B0KD, none_BM = jnp.zeros((B, 0, K, D), x_BMWE.dtype), jnp.zeros((B, M), jnp.int32)
+        none_BM2 = jnp.zeros((B, M, 2), jnp.int32)
+        o_BMWHD = _where_the_windows_are(q_BMWHD, k_BMWKD, v_BMWKD, none_B0KD, none_B0KD, none_BM2, none_BM)
+        return self._merge(o_BMWHD)
 
 
 def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Array:
@@ -117,6 +132,10 @@ class Halo(NamedTuple):
 
     index_BMP: jax.Array
     """Window · W + pixel, in the windows of a row."""
+    border_BMQ: jax.Array
+    """The pixels of each window that may lie in a halo."""
+    border_index_BMP: jax.Array
+    """Window · Q + number in its border: the same pixels as in `index_BMP`."""
     angle_BMPR: jax.Array
     """Of their offsets from the window's first pixel."""
     count_BM: jax.Array
@@ -176,9 +195,8 @@ class ConditionalAttention(_Projections):
         q_BMTHD = rotate(linear(x_BMTE, self.query), angle_BMTR)
         k_BMTKD, v_BMTKD = linear(x_BMTE, self.key), linear(x_BMTE, self.value)
         # Keys and values side by side, so that one gather serves both.
-        both_BMTKD = jnp.concatenate([k_BMTKD, v_BMTKD], axis=-1)
-        both_BNKD = rearrange(both_BMTKD[:, :, 1:], "B M W K D -> B (M W) K D")
-        k_BMPKD, v_BMPKD = jnp.split(_gather(both_BNKD, halo.index_BMP), 2, axis=-1)
+        both_BMQKD = jnp.concatenate([border(a[:, :, 1:], halo) for a in (k_BMTKD, v_BMTKD)], axis=-1)
+        k_BMPKD, v_BMPKD = jnp.split(look(both_BMQKD, halo.border_index_BMP, "tensor"), 2, axis=-1)
         k_BMPKD, k_BMTKD = rotate(k_BMPKD, halo.angle_BMPR), rotate(k_BMTKD, angle_BMTR)
         slots = self._slots(context.slot_BSE)
 
@@ -244,14 +262,38 @@ def _where_the_windows_are(*arrays: jax.Array) -> jax.Array:
     def attend(q, k, v, slot_k, slot_v, span, count):
         return global_conditional_attention(q, k, v, slot_k, slot_v, span, halo_count_BM=count)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.current() is None:
         return attend(*arrays)
     window, slot = PartitionSpec(BATCH, "window", None, "tensor"), PartitionSpec(BATCH, None, "tensor")
     seen = PartitionSpec(BATCH, "window")
     specs = window, window, window, slot, slot, seen, seen
     # The kernels do not say along which axes their results vary.
     return jax.shard_map(attend, in_specs=specs, out_specs=window, check_vma=False)(*arrays)
+
+
+def border(x_BMWE: jax.Array, halo: Halo) -> jax.Array:
+    """The pixels of each window that may lie in a halo: (B, M, Q, …)."""
+    index_BMQ1 = halo.border_BMQ.reshape(*halo.border_BMQ.shape, *[1] * (x_BMWE.ndim - 3))
+    return jnp.take_along_axis(x_BMWE, index_BMQ1, axis=2, mode="clip")
+
+
+def look(x_BMQKD: jax.Array, index_BMP: jax.Array, heads: str | None) -> jax.Array:
+    """Borders of all windows of a row → what `index_BMP` asks for, (B, M, P, K, D).
+
+    `heads` is the mesh axis over which K is split.  Where the windows are split, borders alone go around.
+    """
+
+    def ask(x_BMQKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
+        return _gather(rearrange(x_BMQKD, "B M Q K D -> B (M Q) K D"), index_BMP)
+
+    def gather(x_BMQKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
+        return ask(jax.lax.all_gather(x_BMQKD, "window", axis=1, tiled=True), index_BMP)
+
+    if mesh.current() is None:
+        return ask(x_BMQKD, index_BMP)
+    window = PartitionSpec(BATCH, "window", None, heads)
+    specs = window, PartitionSpec(BATCH, "window")
+    return jax.shard_map(gather, in_specs=specs, out_specs=window, check_vma=False)(x_BMQKD, index_BMP)
 
 
 def _gather(x_BNKD: jax.Array, index_BMP: jax.Array) -> jax.Array:

@@ -1,16 +1,16 @@
 """The pixel decoder: states that predict the pixels of windows."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
 import jax
-from einops import rearrange
 from jax import numpy as jnp
 
 from pixtok.config import Model
 from pixtok.document import Rows
-from pixtok.model.attention import ConditionalAttention, Context, PixelCache, pixel_angles
+from pixtok.model.attention import ConditionalAttention, Context, PixelCache, border, look, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.halo import around
 from pixtok.model.param import linear, matrix, param
@@ -54,16 +54,25 @@ class PixelDecoder(nn.Module):
         return linear(self.input_norm(h_E), self.input) + own_E + first_E
 
     def __call__(
-        self, rows: Rows, h_BMWE: jax.Array, own_BMWE: jax.Array, y_BSE: jax.Array, first_BME: jax.Array
+        self,
+        rows: Rows,
+        h_BMWE: jax.Array,
+        embed: Callable[[jax.Array], jax.Array],
+        y_BSE: jax.Array,
+        first_BME: jax.Array,
     ) -> jax.Array:
         """→ states (B, M, W, E): number i predicts pixel i, and has seen those before it.
 
-        `own_BMWE` embeds the parts of each pixel.
+        `embed` gives packed colours (…) as vectors (…, E).
         """
         around = context(self.config, rows, self.slot_states(y_BSE))
-        own_BNE = rearrange(own_BMWE, "B M W E -> B (M W) E")
-        near_BME = jnp.take_along_axis(own_BNE, around.halo.nearest_BM[:, :, None], axis=1)
-        start_BME = self._start(first_BME, near_BME, around)
+        colour_BMW = jnp.asarray(rows.pixel_BMW)
+        start_BME = first_BME
+        if self.config.halo:
+            edge_BMQ11 = border(colour_BMW, around.halo)[..., None, None]
+            near_BM = look(edge_BMQ11, around.halo.border_index_BMP[:, :, :1], None)[:, :, 0, 0, 0]
+            start_BME = self._start(first_BME, embed(near_BM), around)
+        own_BMWE = embed(colour_BMW)
         x_BMWE = self._input(h_BMWE, own_BMWE, jnp.broadcast_to(first_BME[:, :, None], own_BMWE.shape))
         x_BMTE = jnp.concatenate([start_BME[:, :, None], x_BMWE], axis=2)
         if self.config.decoder.layers:

@@ -4,11 +4,10 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
-from einops import rearrange
 from jax import numpy as jnp
 
 from pixtok.config import Model
-from pixtok.model.attention import Cache, line_angles, pixel_angles
+from pixtok.model.attention import Cache, WindowAttention, line_angles, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.embed import PixelEmbed, PlaceEmbed
 from pixtok.model.param import linear, matrix, param
@@ -27,7 +26,7 @@ class PixelEncoder(nn.Module):
     def setup(self) -> None:
         config, stream, trunk = self.config, self.config.encoder, self.config.trunk
         self.embed = PixelEmbed(config.fold_factor, stream.width, self.dtype)
-        self.stack = Stack(stream, self.dtype, self.remat)
+        self.stack = Stack(stream, self.dtype, self.remat, WindowAttention)
         self.norm = RMSNorm(self.dtype)
         if stream.width != trunk.width:
             shape, axes = (stream.width, trunk.width), ("pixel_embed", "embed")
@@ -48,11 +47,7 @@ class PixelEncoder(nn.Module):
 
         Both hold nothing of meaning where a window is absent.
         """
-        x_NWE, angle_NWR = (
-            rearrange(array, "B M W E -> (B M) W E") for array in (self.embed(pixel_BMW), self._angles(shape_BM2))
-        )
-        h_NWE = self.stack(x_NWE, angle_NWR, None)
-        h_BMWE = rearrange(h_NWE, "(B M) W E -> B M W E", B=pixel_BMW.shape[0])
+        h_BMWE = self.stack(self.embed(pixel_BMW), self._angles(shape_BM2))
         last_BM11 = jnp.maximum(shape_BM2.prod(axis=-1) - 1, 0)[:, :, None, None]
         return h_BMWE, self.summarise(jnp.take_along_axis(h_BMWE, last_BM11, axis=2)[:, :, 0], place_BM4)
 

@@ -19,6 +19,17 @@ def offsets(halo: int, side: int) -> np.ndarray:
     return np.array(near, np.int32).reshape(-1, 2)
 
 
+def border(halo: int, side: int) -> np.ndarray:
+    """(rows, columns) of the Q = halo·(2·side − halo) pixels of a window that others may see: (Q, 2).
+
+    Its last `halo` rows, and then what else its last `halo` columns hold.  A window above another has all its rows,
+    and one to the left of another all its columns.
+    """
+    below = [(y, x) for y in range(side - halo, side) for x in range(side)]
+    right = [(y, x) for y in range(side - halo) for x in range(side - halo, side)]
+    return np.array(below + right, np.int32).reshape(-1, 2)
+
+
 def around(shape_BM2: jax.Array, place_BM4: jax.Array, halo: int, side: int, head_width: int) -> Halo:
     """The halo of each window, from the shapes and places of all windows of a row.  Needs halo ≤ side."""
     y_11P, x_11P = offsets(halo, side).T[:, None, None, :]
@@ -36,12 +47,22 @@ def around(shape_BM2: jax.Array, place_BM4: jax.Array, halo: int, side: int, hea
         & (x_11P % side < width_BMP)
     )
     pixel_BMP = y_11P % side * width_BMP + x_11P % side
-    index_BMP = jnp.where(visible_BMP, window_BMP * side * side + pixel_BMP, 0)
     order_BMP = jnp.argsort(~visible_BMP, axis=-1, stable=True)
+
+    def ordered(array_BMP: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(jnp.where(visible_BMP, array_BMP, 0), order_BMP, axis=-1)
+
+    edge_Q2 = border(halo, side)
+    number = {tuple(pixel): n for n, pixel in enumerate(edge_Q2.tolist())}
+    number_P = np.array([number[y % side, x % side] for y, x in offsets(halo, side).tolist()], np.int32)
+    edge_y_11Q, edge_x_11Q = edge_Q2.T[:, None, None, :]
     angle_PR = axial_angles(jnp.asarray(y_11P[0, 0]), jnp.asarray(x_11P[0, 0]), head_width)
-    index_BMP = jnp.take_along_axis(index_BMP, order_BMP, axis=-1)
+    index_BMP = ordered(window_BMP * side * side + pixel_BMP)
     return Halo(
         index_BMP,
+        # Where a window is too narrow to be seen from the right, or too low, this is some pixel that nobody asks for.
+        edge_y_11Q * shape_BM2[:, :, 1:] + edge_x_11Q,
+        ordered(window_BMP * len(edge_Q2) + number_P[None, None]),
         angle_PR[order_BMP],
         jnp.sum(visible_BMP, axis=-1, dtype=jnp.int32),
         index_BMP[:, :, 0] if P else jnp.zeros(shape_BM2.shape[:2], jnp.int32),

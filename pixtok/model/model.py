@@ -62,8 +62,8 @@ class UnifiedModel(nn.Module):
         first_BME = self.decoder.first(jnp.take_along_axis(y_BSE, before_BM[:, :, None], axis=1))
         if self.config.objective == "reference":
             return y_BSE, first_BME[:, :, None]
-        own_BMWE = self.chain.embed(values(jnp.asarray(rows.pixel_BMW), self.config))
-        return y_BSE, self.decoder(rows, h_BMWE, own_BMWE, y_BSE, first_BME)
+        embed = lambda colour: self.chain.embed(values(colour, self.config))  # noqa: E731
+        return y_BSE, self.decoder(rows, h_BMWE, embed, y_BSE, first_BME)
 
     def logits(self, rows: Rows) -> jax.Array:
         """Logits (B, S, U) of the unified head, float32."""

@@ -11,6 +11,7 @@ from pixtok.document import Rows
 from pixtok.model.attention import Cache, line_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.embed import WordEmbed
+from pixtok.model.mesh import split
 
 
 class Trunk(nn.Module):
@@ -30,7 +31,7 @@ class Trunk(nn.Module):
         x_BSE = self.embed(rows.word_BS)
         # An absent window has slot S, which is out of bounds and so dropped.
         put = jax.vmap(lambda x_SE, slot_M, summary_ME: x_SE.at[slot_M].set(summary_ME, mode="drop"))
-        x_BSE = put(x_BSE, rows.window_slot_BM, summary_BME)
+        x_BSE = split(put(x_BSE, rows.window_slot_BM, summary_BME))
         angle_BSR = line_angles(jnp.asarray(rows.position_BS), self.config.trunk.head_width)
         return self.norm(self.stack(x_BSE, angle_BSR, jnp.asarray(rows.segment_BS)))
 

@@ -349,7 +349,7 @@ def test_what_is_refused():
     assert "dtype must be bfloat16 or float32; got float16" in refusal(jnp.float16)
     assert "scale must be positive" in refusal(scale=0.0)
     assert "scale must be positive" in refusal(scale=float("nan"))
-    assert "got 65537 and 6" in refusal(S=65537)
+    assert "got 131073 and 6" in refusal(S=131073)
     assert "got 4097" in refusal(W=4097)
     assert "no window" in refusal(M=0)
     assert "bytes of vector memory" in refusal(P=4096, W=16)
@@ -546,6 +546,6 @@ def test_memory_is_that_of_the_arguments(case, chip, absent):
 
 def test_every_fetch_of_the_most_slots_fits(absent):
     """The second kernel of the gradient, and about the most vector memory that is not refused."""
-    case = Case(B=1, M=2, W=4096, P=2900, S=65536, H=1, K=1, D=128)
+    case = Case(B=1, M=2, W=4096, P=2900, S=131072, H=1, K=1, D=128)
     assert pallas_tpu.refusal(abstract(case, jnp.bfloat16), 1.0) is None
     assert absent("v5e", case, jnp.bfloat16).as_text().count("tpu_custom_call") >= 3

@@ -1,8 +1,13 @@
+import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from jax import numpy as jnp
 from models import batch, image
 
-from pixtok.config import Model, Stream
+from pixtok import sharding
+from pixtok.config import Mesh, Model, Stream
 from pixtok.model import attention, halo
 
 TINY = Stream(width=16, layers=1, heads=1, kv_heads=1)
@@ -44,3 +49,58 @@ def test_the_halo_is_the_pixels_around_a_window(side, width):
                 assert got.nearest_BM[0, m] == nearest
         window += -(-height // side) * columns
     assert not got.count_BM[0, window:].any()
+
+
+@st.composite
+def layouts(draw):
+    """Side of a window, width of the halo, and sizes of the images of a row."""
+    side = draw(st.integers(1, 5))
+    size = st.integers(1, 3 * side)
+    return side, draw(st.integers(1, side)), draw(st.lists(st.tuples(size, size), min_size=1, max_size=4))
+
+
+def around(side: int, width: int, sizes) -> attention.Halo:
+    config = Model(TINY, TINY, TINY, window=side)
+    rows = batch(tuple(image(*size) for size in sizes), config=config, slots=100, windows=40)
+    with jax.disable_jit():  # each layout would be compiled
+        return halo.around(jnp.asarray(rows.shape_BM2), jnp.asarray(rows.place_BM4), width, side, head_width=16)
+
+
+@settings(max_examples=30)
+@given(layouts())
+def test_all_that_a_halo_needs_is_in_the_borders(layout):
+    found = around(*layout)
+    side, width, _ = layout
+    size = found.border_BMQ.shape[2]
+    assert size == side**2 - (side - width) ** 2
+    window_BMP, number_BMP = np.divmod(found.border_index_BMP, size)
+    pixel_BMP = window_BMP * side**2 + np.asarray(found.border_BMQ)[0][window_BMP, number_BMP]
+    visible_BMP = np.arange(pixel_BMP.shape[2]) < found.count_BM[:, :, None]
+    np.testing.assert_array_equal(pixel_BMP[visible_BMP], found.index_BMP[visible_BMP])
+
+
+@pytest.mark.parametrize("mesh", [None, Mesh(data=1, window=4), Mesh(data=1, window=2, tensor=2)], ids=str)
+def test_borders_tell_what_whole_images_do(mesh):
+    """Wherever the windows are, and with the gradient of what was asked for."""
+    found = around(3, 2, [(7, 8), (5, 4), (9, 2)])
+    x_BMWKD = jax.random.normal(jax.random.key(0), (1, 40, 9, 2, 4))
+    seen_BMP = jnp.arange(found.index_BMP.shape[2]) < found.count_BM[:, :, None]
+    weight_BMPKD = jnp.where(seen_BMP[..., None, None], jax.random.normal(jax.random.key(1), (2, 4)), 0)
+
+    def whole(x_BMWKD):
+        return attention._gather(x_BMWKD.reshape(1, -1, 2, 4), found.index_BMP) * weight_BMPKD
+
+    def borders(x_BMWKD):
+        return attention.look(attention.border(x_BMWKD, found), found.border_index_BMP, "tensor") * weight_BMPKD
+
+    def both(look):
+        return jax.jit(lambda x: (look(x), jax.grad(lambda x: (look(x) ** 2).sum())(x)))(x_BMWKD)
+
+    expected = both(whole)
+    if mesh is None:
+        got = both(borders)
+    else:
+        with jax.set_mesh(sharding.make_mesh(mesh)):
+            got = both(borders)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+    assert np.abs(expected[0]).max() > 1
