@@ -136,6 +136,8 @@ class Trainer:
                     live.say(f"nothing to do: train.steps = {steps}")
                     return ExitCode.DONE
                 self.ledger.resume(self.run_dir, writer.lost)
+                if not silent:
+                    self.ledger.write(self.run_dir, now=True)  # a start that is killed counts as one
                 try:
                     done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
                     with self._phase("save", deadline.save):

@@ -183,6 +183,8 @@ def test_a_stuck_or_lost_process_is_named(small, tmp_path, victim, number):
     try:
         _, err = running[1 - victim].communicate(timeout=120)
     finally:
+        for process in running:
+            process.kill()
         finish(running)
     assert running[1 - victim].returncode == 4, err
     assert f"process {victim}" in err.split(f"process {1 - victim} of 2:")[-1], err

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from pixtok.config import Stream
 from pixtok.model.attention import Attention
+from pixtok.model.mesh import split
 from pixtok.model.param import linear, matrix, param
 
 _EPS = 1e-5
@@ -62,8 +63,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(self.config, self.dtype)
 
     def __call__(self, x_SE: jax.Array, *context: Any) -> tuple[jax.Array, None]:
+        # Said outright, for the compiler would rather split features, as the weights' are, than rows.
+        x_SE = split(x_SE)
         x_SE = x_SE + self.attend(self.attention_norm(x_SE), *context)
-        return x_SE + self.mlp(self.mlp_norm(x_SE)), None
+        return split(x_SE + self.mlp(self.mlp_norm(x_SE))), None
 
     def step(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
         """One more slot, after those in the cache."""
