@@ -1,11 +1,12 @@
-"""One process of a job of several: trains on mesh after mesh, and prints the losses as one line of JSON each.
+"""One process of a job of several: trains on mesh after mesh, and writes losses to OUT-PROCESS.json.
 
-python tests/one_of_several.py EXPERIMENT.json MESH.json …
+python tests/one_of_several.py OUT EXPERIMENT.json MESH.json …
 """
 
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from pixtok import cluster, likelihood, sharding
 from pixtok.config import Experiment, Mesh, from_json
@@ -32,12 +33,17 @@ def trained(experiment: Experiment, steps: int) -> list[list[float]]:
 
 
 def main() -> None:
-    experiment = from_json(Experiment, json.loads(sys.argv[1]))
-    cluster.join(60, 60)
-    for mesh in sys.argv[2:]:
-        made = dataclasses.replace(experiment, mesh=from_json(Mesh, json.loads(mesh)))
-        print(json.dumps(trained(made, 3)), flush=True)
-    cluster.barrier("end", 60)
+    out, experiment, *meshes = sys.argv[1:]
+    cluster.join(120, 120)
+    found = [
+        trained(
+            dataclasses.replace(from_json(Experiment, json.loads(experiment)), mesh=from_json(Mesh, json.loads(mesh))),
+            3,
+        )
+        for mesh in meshes
+    ]
+    Path(f"{out}-{cluster.index()}.json").write_text(json.dumps(found))
+    cluster.barrier("end", 120)
 
 
 if __name__ == "__main__":
