@@ -3,6 +3,7 @@
 All goes through jax's coordination service, which lives in process 0.  A process that is alone needs none of it.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -167,16 +168,17 @@ def leave(code: ExitCode, reason: str) -> None:
     """Before this process exits: wait for the others if all went well, else tell them why it goes, and go at once."""
     if count() == 1:
         return
-    if code in (ExitCode.DONE, ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+    if not reason:
         try:
             barrier("end", 60)
             return
         except (DeadlineError, jax.errors.JaxRuntimeError) as error:
             say(f"all is done here, but {error}")
-    if reason and get("gone") is None:
-        put("gone", f"{name(index())} stopped with exit code {int(code)}: {reason}")
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be what is gone
+        if reason and get("gone") is None:
+            put("gone", f"{name(index())} stopped with exit code {int(code)}: {reason}")
     if lead():
-        time.sleep(5)  # the others read it here
+        time.sleep(12)  # the others, who ask every 10 s, read it here
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # jax would wait for processes that do not come
