@@ -48,7 +48,7 @@ def _one_line(box: str, prog: str) -> str:
         near = re.search(r"Perhaps you meant:\s+(--[\w.\-]+)", text)
         hint = f"; did you mean {near[1]}?" if near else ""
         message = f"unknown option {unknown[1]}{hint}"
-    missing = re.match(rf"Missing from {re.escape(prog)}: (\S+)", message)
+    missing = re.match(r"Missing from .+?: (\S+)", message)  # what is between may be wrapped
     if missing:
         message = f"{missing[1]} is missing"
     message = re.sub(

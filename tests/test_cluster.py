@@ -14,25 +14,10 @@ from helpers import finish, run_cluster, run_pixtok, run_python
 from pixtok import cluster
 from pixtok.config import Data, Experiment, Mesh, Model, Stream, Train
 from pixtok.errors import InputError
+from test_train import EXPERIMENT
 
 WORKER = Path(__file__).with_name("one_of_several.py")
-EXPERIMENT = '''
-"""A model that trains in seconds."""
-
-from pixtok.config import Checkpoint, Data, Deadlines, Experiment, Model, Stream, Train
-
-
-def config():
-    return Experiment(
-        "small",
-        Model(Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), Stream(16, 1, 2, 1), fold_factor=64, window=4),
-        Data({path!r}, slots=96, windows=24),
-        Train(steps=10, batch_size=4, learning_rate=1e-2, warmup_steps=2, dtype="float32", remat="none",
-              log_every=1, eval_every=10, eval_batches=2),
-        Checkpoint(every=3, keep=2),
-        deadline=Deadlines(start=120, peer=12),
-    )
-'''
+OPTIONS = ["--train.steps", 10, "--train.eval_every", 10, "--checkpoint.every", 3, "--deadline.peer", 12]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +71,7 @@ def small(dataset, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(small, tmp_path_factory) -> dict:
     run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = run_pixtok("train", small, "--run_dir", run_dir, JAX_NUM_CPU_DEVICES="1")
+    done = run_pixtok("train", small, "--run_dir", run_dir, *OPTIONS, JAX_NUM_CPU_DEVICES="1")
     assert done.returncode == 0, done.stderr
     return losses(run_dir)
 
@@ -101,7 +86,7 @@ def losses(run_dir: Path) -> dict:
 
 def train(small: Path, run_dir: Path, processes: int, *options: object):
     devices = max(1, 2 // processes)
-    return run_cluster(processes, devices, "-m", "pixtok", "train", small, "--run_dir", run_dir, *options)
+    return run_cluster(processes, devices, "-m", "pixtok", "train", small, "--run_dir", run_dir, *OPTIONS, *options)
 
 
 def wait_until(holds, running, seconds: float = 120) -> None:
@@ -132,9 +117,9 @@ def test_killed_and_resumed_on_other_process_counts_is_never_killed(small, undis
     results = finish(running)
     assert results[0][0] == 4, results[0][2]
     assert "process 1" in results[0][2]
-    (alone,) = running = [run_pixtok("train", small, "--run_dir", run_dir, wait=False, JAX_NUM_CPU_DEVICES="2")]
+    running = train(small, run_dir, 1)
     wait_until(lambda: being_saved(run_dir) and lines_of(run_dir) > 5, running)
-    alone.kill()
+    running[0].kill()
     finish(running)
     for code, _, err in finish(train(small, run_dir, 4)):
         assert code == 0, err
