@@ -51,7 +51,6 @@ class _BadLog:
             self._file.add(json.dumps(item._asdict()))
         self._known |= set(fresh)
         if len(self._known) > self._limit:
-            self._file.close()
             raise InputError(
                 f"{len(self._known)} documents could not be decoded, which is more than data.max_bad allows; they are "
                 f"named in {self._path}: build the data set again, or raise --data.max_bad"
@@ -118,7 +117,8 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self._watchdog = stack.enter_context(Watchdog(deadline, self.run_dir))
             stop = stack.enter_context(StopRequest())
-            with self._phase("initialise", deadline.start):
+            # Longer than the barrier within, which knows who is missing.
+            with self._phase("initialise", 2 * deadline.start):
                 self._prepare()
             checkpoints = stack.enter_context(
                 Checkpoints(self.run_dir / "checkpoints", experiment.checkpoint, deadline.save)
@@ -203,10 +203,9 @@ class Trainer:
         if start == 0:
             self._evaluate(state, 0, writer, live, bad)
         # One process may stop at once; several must first hear of it from each other, in the figures of a step.
-        if cluster.count() == 1:
-            log.stop = stop.code
+        alone = cluster.count() == 1
         with self.loader.stream(start, self.program.positions) as batches:
-            while done < train.steps and not log.stop:
+            while done < train.steps and not log.stop and not (alone and stop.code):
                 first = done == start
                 with self._phase("first_data" if first else "data", deadline.step):
                     batch = next(batches)
@@ -235,7 +234,7 @@ class Trainer:
                     self.ledger.write(self.run_dir)
             with self._phase("step", deadline.step):
                 log.read()
-        return done, state, log.stop
+        return done, state, log.stop or stop.code
 
     def _evaluate(self, state: State, step: int, writer: Writer, live: Live, bad: _BadLog) -> None:
         if self._validation is None:
