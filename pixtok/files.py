@@ -12,7 +12,7 @@ from pixtok.errors import InputError
 
 def is_local(path: epath.PathLike) -> bool:
     """Whether it is a file of this machine, and not gs://… or the like."""
-    return "://" not in os.fspath(path) and "://" not in str(path)
+    return "://" not in str(path)
 
 
 def location(text: str | os.PathLike[str]) -> epath.Path:

@@ -138,15 +138,11 @@ class Trainer:
                 self.ledger.resume(self.run_dir, writer.lost)
                 if not silent:
                     self.ledger.write(self.run_dir, now=True)  # a start that is killed counts as one
-                try:
-                    done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
-                    with self._phase("save", deadline.save):
-                        if checkpoints.latest() != done:
-                            checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
-                            checkpoints.latest()
-                except jax.errors.JaxRuntimeError as error:
-                    self._watchdog.blame(error)
-                    raise
+                done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
+                with self._phase("save", deadline.save):
+                    if checkpoints.latest() != done:
+                        checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
+                        checkpoints.latest()
                 if not silent:
                     self._summarise(done, start, writer)
                 live.say(describe_goodput(self.ledger.total()))

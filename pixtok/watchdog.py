@@ -44,7 +44,13 @@ class Watchdog:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and cluster.count() > 1:
+            # Another process that is gone makes what all do together fail: the threads get the time to notice.
+            cluster.say(
+                f"{type(error).__name__}: {str(error).splitlines()[0]}; looking whether another process is gone"
+            )
+            time.sleep(self._deadlines.peer + 2 * self._interval)
         self._over.set()
 
     @contextlib.contextmanager
@@ -61,14 +67,6 @@ class Watchdog:
     def at(self, step: int) -> None:
         """So many steps are done."""
         self._step = step
-
-    def blame(self, error: Exception) -> None:
-        """Call when a step failed: returns when no other process is the reason, else ends this one."""
-        if cluster.count() > 1:
-            cluster.say(
-                f"{type(error).__name__}: {str(error).splitlines()[0]}; looking whether another process is gone"
-            )
-            time.sleep(self._deadlines.peer + 2 * self._interval)
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):
