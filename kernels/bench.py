@@ -14,6 +14,7 @@ does not fit in memory or in the time left is a row that says so.  Last, the tar
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,31 +122,39 @@ def numerics(device: str, names: list[str], emit: Emit) -> None:
         "ragged": Case(B=2, M=5, W=64, P=19, S=140, H=4, K=2, D=64),
         "large windows": Case(B=1, M=6, W=256, P=35, S=9, H=2, K=1, D=64),
     }
-    for title, case in checked.items():
-        for bias in (False, True):
-            for dtype in (jnp.bfloat16,) if device == "gpu" else (jnp.float32, jnp.bfloat16):
-                a = draw(case, dtype, ragged=True)
-                a = a if bias else a._replace(slot_bias_BS=None)
-                wide = jax.tree.map(_widened, a)
-                _, function, (arrays, cotangent) = lane("reference", device, wide, gradient=True)
-                cotangent = cotangent.astype(dtype).astype(jnp.float32)
-                with jax.default_matmul_precision("highest"):
-                    right = jax.jit(function)(arrays, cotangent)
-                for name in names:
-                    row: Row = {"kind": "numerics", "case": title, "bias": bias, "dtype": jnp.dtype(dtype).name}
-                    row["attention"] = name
-                    try:
-                        _, function, (arrays, _) = lane(name, device, a, gradient=True)
-                        got = jax.jit(function)(arrays, cotangent.astype(dtype))
-                        error = jax.tree.leaves(jax.tree.map(_error, got, right))
-                        row |= {
-                            "error": max(error),
-                            "error_forward": error[0],
-                            "ok": max(error) <= TOLERANCE[row["dtype"]],
-                        }
-                    except Exception as problem:  # any lane may lack its library or its device
-                        row |= {"error_line": _line(problem), "ok": False}
-                    emit(row)
+    dtypes = (jnp.bfloat16,) if device == "gpu" else (jnp.float32, jnp.bfloat16)
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(
+            lambda one: errors(device, names, *one), itertools.product(checked.items(), (False, True), dtypes)
+        )
+        for rows in found:
+            for row in rows:
+                emit(row)
+
+
+def errors(device: str, names: list[str], named: tuple[str, Case], bias: bool, dtype: Any) -> list[Row]:
+    """Of each implementation in one case, against float32 on the CPU."""
+    title, case = named
+    a = draw(case, dtype, ragged=True)
+    a = a if bias else a._replace(slot_bias_BS=None)
+    host = jax.devices("cpu")[0]
+    with jax.default_device(host), jax.default_matmul_precision("highest"):
+        wide = jax.device_put(jax.tree.map(_widened, a), host)
+        _, function, (arrays, cotangent) = lane("reference", device, wide, gradient=True)
+        cotangent = cotangent.astype(dtype).astype(jnp.float32)
+        right = jax.device_get(jax.jit(function)(arrays, cotangent))
+    cotangent = jax.device_put(cotangent.astype(dtype), jax.devices()[0])
+    rows = []
+    for name in names:
+        row: Row = {"kind": "numerics", "case": title, "bias": bias, "dtype": jnp.dtype(dtype).name, "attention": name}
+        try:
+            _, function, (arrays, _) = lane(name, device, a, gradient=True)
+            error = jax.tree.leaves(jax.tree.map(_error, jax.jit(function)(arrays, cotangent), right))
+            row |= {"error": max(error), "error_forward": error[0], "ok": max(error) <= TOLERANCE[row["dtype"]]}
+        except Exception as problem:  # any lane may lack its library or its device
+            row |= {"error_line": _line(problem), "ok": False}
+        rows.append(row)
+    return rows
 
 
 def _widened(x: jax.Array) -> jax.Array:
@@ -191,18 +201,27 @@ def free_bytes(device: str) -> int:
     return int(0.9 * (stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)))
 
 
-def seconds(compiled: Any, arguments: tuple[Any, ...], calls: int, warm: bool) -> float:
+def seconds(program: Any, arguments: tuple[Any, ...], calls: int, warm: bool) -> float:
     """Of one call, when `calls` are queued at once.
 
     `warm`: after one that is not measured.  The CPU still frees the memory of a call after its result is ready, which
     would be counted for whichever lane comes next.
     """
     if warm:
-        jax.block_until_ready(compiled(*arguments))
+        jax.block_until_ready(program(*arguments))
     begin = time.perf_counter()
-    results = [compiled(*arguments) for _ in range(calls)]
+    results = [program(*arguments) for _ in range(calls)]
     jax.block_until_ready(results)
     return (time.perf_counter() - begin) / calls
+
+
+def compiled(name: str, device: str, a: Arguments, gradient: bool) -> tuple[Lane, Any] | Exception:
+    """A lane and its program, or what came in the way."""
+    try:
+        made = lane(name, device, a, gradient)
+        return made, jax.jit(made.function).lower(*made.arguments).compile()
+    except Exception as problem:  # recorded; the other lanes go on
+        return problem
 
 
 def times(device: str, names: list[str], largest: int, deadline: float, emit: Emit) -> None:
@@ -215,47 +234,57 @@ def times(device: str, names: list[str], largest: int, deadline: float, emit: Em
         if pixels > largest:
             continue
         a = draw(case, jnp.bfloat16 if device == "gpu" else jnp.float32, ragged=False)
-        for gradient in (False, True):
-            turns = []
-            for name in names:
-                if name not in IMPLEMENTATIONS and (pixels, gradient, name) in base:
+        turns: dict[bool, list[Any]] = {False: [], True: []}
+        rows = []
+        for gradient, name in itertools.product((False, True), names):
+            if name not in IMPLEMENTATIONS and (pixels, gradient, name) in base:
+                continue
+            base[pixels, gradient, name] = 0.0
+            row: Row = {"kind": "time", "attention": name, "pass": "both" if gradient else "forward"}
+            row |= {"pixels": pixels, "window": case.W, "halo": case.P, "heads": case.H, "key_heads": case.K}
+            row["score_pairs"] = pairs(case, name not in IMPLEMENTATIONS)
+            was, took = last.get((name, gradient), (pixels, 0.0))
+            # No lane may take what all others need.
+            left = deadline - time.monotonic()
+            if left < 0 or took * (pixels / was) ** (1.5 if name in IMPLEMENTATIONS else 2) > left / 4:
+                emit(row | {"skipped": "no time left for it"})
+                continue
+            rows.append(row)
+        # Compilers wait more than they work, and nothing is measured meanwhile.
+        with ThreadPoolExecutor() as pool:
+            made_of = pool.map(lambda row, a=a: compiled(row["attention"], device, a, row["pass"] == "both"), rows)
+            programs = list(made_of)
+        for row, found in zip(rows, programs, strict=True):
+            gradient = row["pass"] == "both"
+            begin = time.monotonic()
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                made, program = found
+                memory: Any = program.memory_analysis()
+                row["temporary_mib"] = memory.temp_size_in_bytes / 2**20
+                needed, free = memory.temp_size_in_bytes + memory.output_size_in_bytes, free_bytes(device)
+                if needed > free:
+                    emit(row | {"skipped": f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f}"})
                     continue
-                base[pixels, gradient, name] = 0.0
-                begin, left = time.monotonic(), deadline - time.monotonic()
-                row: Row = {"kind": "time", "attention": name, "pass": "both" if gradient else "forward"}
-                row |= {"pixels": pixels, "window": case.W, "halo": case.P, "heads": case.H, "key_heads": case.K}
-                row["score_pairs"] = pairs(case, name not in IMPLEMENTATIONS)
-                was, took = last.get((name, gradient), (pixels, 0.0))
-                # No lane may take what all others need.
-                if left < 0 or took * (pixels / was) ** (1.5 if name in IMPLEMENTATIONS else 2) > left / 4:
-                    emit(row | {"skipped": "no time left for it"})
-                    continue
-                try:
-                    made = lane(name, device, a, gradient)
-                    compiled = jax.jit(made.function).lower(*made.arguments).compile()
-                    memory: Any = compiled.memory_analysis()
-                    row["temporary_mib"] = memory.temp_size_in_bytes / 2**20
-                    needed, free = memory.temp_size_in_bytes + memory.output_size_in_bytes, free_bytes(device)
-                    if needed > free:
-                        emit(row | {"skipped": f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f}"})
-                        continue
-                    seconds(compiled, made.arguments, 1, warm=False)
-                    once = seconds(compiled, made.arguments, 1, warm=False)
-                except Exception as problem:  # recorded; the other lanes go on
-                    emit(row | {"error_line": _line(problem)})
-                    continue
-                # A queue hides the time that sending a call off takes.  The CPU would run queued calls side by side.
-                calls = 1 if device == "cpu" else max(1, min(50, int(0.02 / once)))
-                row |= {"least": least_seconds(case, made, gradient, peaks), "calls": calls}
-                last[name, gradient] = pixels, time.monotonic() - begin + 3 * once
-                turns.append((compiled, made.arguments, once, row, []))
+                seconds(program, made.arguments, 1, warm=False)
+                once = seconds(program, made.arguments, 1, warm=False)
+            except Exception as problem:  # recorded; the other lanes go on
+                emit(row | {"error_line": _line(problem)})
+                continue
+            # A queue hides the time that sending a call off takes.  The CPU would run queued calls side by side.
+            calls = 1 if device == "cpu" else max(1, min(50, int(0.02 / once)))
+            row |= {"least": least_seconds(case, made, gradient, peaks), "calls": calls}
+            last[row["attention"], gradient] = pixels, time.monotonic() - begin + 3 * once
+            turns[gradient].append((program, made.arguments, once, row, []))
+        for gradient, few in turns.items():
             for number in range(7):
-                for compiled, arguments, once, row, taken in turns:
+                for program, arguments, once, row, taken in few:
                     if number < 3 or once < 0.1:
-                        taken.append(seconds(compiled, arguments, row["calls"], warm=once < 1))
-            for *_, row, taken in turns:
+                        taken.append(seconds(program, arguments, row["calls"], warm=once < 1))
+            for *_, row, taken in few:
                 base[pixels, gradient, row["attention"]] = statistics.median(taken)
-            for *_, row, taken in turns:
+            for *_, row, taken in few:
                 mine, least = statistics.median(taken), row.pop("least")
                 row |= {"ms": mine * 1e3, "least_ms": min(taken) * 1e3, "rounds": len(taken)}
                 row |= {"speed_up": base.get((pixels, gradient, "causal"), 0) / mine or None}
@@ -387,7 +416,7 @@ def main() -> int:
         return 0
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        jax.config.update("jax_platforms", {"gpu": "cuda", "cpu": "cpu"}[options.device])
+        jax.config.update("jax_platforms", {"gpu": "cuda,cpu", "cpu": "cpu"}[options.device])
         kind = jax.devices()[0].device_kind
     except Exception as problem:  # jax has several, an AssertionError among them
         print(f"no {options.device} that jax can use here ({_line(problem)})", file=sys.stderr)

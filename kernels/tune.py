@@ -19,7 +19,7 @@ from pixtok_kernels.shapes import BENCH, Case, draw
 
 CHOICES: dict[str, dict[str, tuple[int, ...]]] = {
     "tpu": {"rows": (512, 1024, 2048), "lag": (3, 5, 7), "slots": (128, 256, 512), "lanes": (128, 256, 512)},
-    "gpu": {"keys": (64, 128), "stages": (2, 3, 4), "rounds": (1, 2, 4), "splits": (1, 2, 4, 8)},
+    "gpu": {"keys": (64, 128), "stages": (2, 3, 4), "splits": (1, 5, 11, 21, 43)},
 }
 CASES = [case for case in BENCH if case.M == 196]
 Cost = Callable[[Case, Any], float]

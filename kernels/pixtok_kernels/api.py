@@ -17,8 +17,8 @@ Implementation = Literal["reference", "library", "pallas_tpu", "pallas_gpu"]
 BACKENDS: dict[str, ModuleType] = {"library": library, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 """Each has `refusal`, `forward` and `backward`; the reference has neither, it is differentiated as it stands."""
 IMPLEMENTATIONS = ("reference", *BACKENDS)
-# By the platform that a program is compiled for, which need not be here.  `pallas_gpu` has not been timed on a card.
-_AUTOMATIC = {"tpu": "pallas_tpu"}
+# By the platform that a program is compiled for, which need not be here.
+_AUTOMATIC = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}
 _log = logging.getLogger("pixtok_kernels")
 
 
@@ -52,9 +52,9 @@ def global_conditional_attention(
     is not heard.  `scale`: None means 1/√D.  Scores and softmax are float32; the result has the dtype of `q`.
     Differentiable, in reverse, in everything but spans and counts; `scale` is a number, not an array.
 
-    `implementation`: None takes `pallas_tpu` where the program is compiled for a TPU and `library` elsewhere; what the
-    kernel cannot take goes to `library` too, and PIXTOK_KERNEL_LOG=1 in the environment says why.  `pallas_gpu`, for
-    Hopper, is taken only by name: it has been checked without a card, and not timed on one.
+    `implementation`: None takes `pallas_tpu` where the program is compiled for a TPU, `pallas_gpu` where it is traced
+    beside a Hopper GPU, and `library` elsewhere; what the kernel cannot take goes to `library` too, and
+    PIXTOK_KERNEL_LOG=1 in the environment says why.
 
     Raises ValueError when shapes or dtypes do not fit each other, for an unknown name, and when the implementation
     that is named cannot take the call.
@@ -85,6 +85,8 @@ def _choose(a: Arguments, scale: float, implementation: str | None) -> tuple[tup
     chosen = {"default": "library"}
     for platform, backend in _AUTOMATIC.items():
         reason = BACKENDS[backend].refusal(a, scale)
+        if backend == "pallas_gpu":  # a platform of many kinds of devices
+            reason = pallas_gpu.absence() or reason
         if reason is None:
             chosen[platform] = backend
         if os.environ.get("PIXTOK_KERNEL_LOG") == "1":

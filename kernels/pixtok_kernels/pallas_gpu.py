@@ -61,27 +61,24 @@ class Blocks:
 
     keys: keys of one step of the kernels that hold queries.
     stages: steps whose copies are under way at once.
-    rounds: tiles of rows that each consumer of a block goes through, with the next one's keys on their way; rounded
-        down to a divisor of what there are in a window.
     splits: thread blocks among which the windows that see a block of slots are dealt.
     """
 
     keys: int = 64
     stages: int = 2
-    rounds: int = 1
     splits: int = 1
 
     def __post_init__(self):
         if self.keys not in (64, 128):
             raise ValueError(f"keys must be 64 or 128; got {self.keys}")
-        if self.stages < 2 or self.rounds < 1 or self.splits < 1:
-            raise ValueError(f"stages must be at least 2, rounds and splits at least 1; got {self}")
+        if self.stages < 2 or self.splits < 1:
+            raise ValueError(f"stages must be at least 2 and splits at least 1; got {self}")
 
     def shared_bytes(self, D: int) -> int:
         """Shared memory of the hungriest kernel for D features of 16 bits, all but its barriers."""
-        held = 2 * 2 * ROWS * (2 * D + 4)
-        walk_keys = held + 2 * ROWS * 2 * D + self.stages * self.keys * (4 * D + 4)
-        walk_rows = held + 2 * ROWS * 4 * D + self.stages * ROWS * (4 * D + 8)
+        ahead = 2 if D <= 64 else 1
+        walk_keys = 2 * ROWS * ((3 + ahead) * 2 * D + 4 * 4) + self.stages * self.keys * (4 * D + 4)
+        walk_rows = 2 * ahead * ROWS * (8 * D + 8) + self.stages * ROWS * (4 * D + 8)
         return max(walk_keys, walk_rows)
 
 
@@ -90,17 +87,24 @@ def blocks_for(a: Arguments) -> Blocks:
     found = tuning.tuned(Blocks, ("gpu", "cuda"), Case.of(a), a.q_BMWHD.dtype.itemsize)
     if found:
         return found
-    B, M, W, H, D = a.q_BMWHD.shape
+    B, M, W, _, D = a.q_BMWHD.shape
     S, K = a.slot_k_BSKD.shape[1:3]
-    tiles = H // K * pl.cdiv(W, ROWS)
     return Blocks(
         # Wide steps waste less on barriers, narrow ones less on the diagonal of short windows.
         keys=128 if W >= 1024 and D <= 64 else 64,
         stages=2 if D > 64 else 3,
-        # Enough blocks for four turns of the cores, so that the last turn is not mostly idle; for the slots, two.
-        rounds=max(1, tiles // _consumers(tiles) * B * M * K // (4 * CORES)),
-        splits=max(1, min(M, pl.cdiv(2 * CORES, B * K * max(1, pl.cdiv(S, 2 * ROWS))))),
+        # Two items for each thread block.
+        splits=max(1, min(M, 2 * CORES // (B * K * max(1, pl.cdiv(S, 2 * ROWS))))),
     )
+
+
+def absence() -> str | None:
+    """Why the device here cannot run these kernels; None when it can."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return "no GPU is here"
+    capability = str(getattr(device, "compute_capability", "unknown"))
+    return None if capability == "9.0" else f"compute capability must be 9.0; here it is {capability}"
 
 
 def refusal(a: Arguments, scale: float) -> str | None:
@@ -131,8 +135,10 @@ class _Call(NamedTuple):
     D: int
     dtype: Any
     scale: float
+    biased: bool
     blocks: Blocks
     interpret: Any
+    consumers: int = 1
 
     @property
     def group(self) -> int:
@@ -142,19 +148,20 @@ class _Call(NamedTuple):
     def row_tiles(self) -> int:
         return self.W // ROWS
 
-    @property
-    def query_consumers(self) -> int:
-        return _consumers(self.group * self.row_tiles)
+    def held_by(self, most: int) -> "_Call":
+        """With so many consumers that hold queries, at most, as they divide the tiles of a key head."""
+        tiles = self.group * self.row_tiles
+        return self._replace(consumers=next(n for n in (4, 2, 1) if n <= most and tiles % n == 0))
 
     @property
-    def rounds(self) -> int:
-        turns = self.group * self.row_tiles // self.query_consumers
-        return next(rounds for rounds in range(min(self.blocks.rounds, turns), 0, -1) if turns % rounds == 0)
+    def roomy(self) -> bool:
+        """Whether shared memory has room for what only saves waiting."""
+        return self.D <= 64
 
     @property
-    def query_grid(self) -> dict[str, int]:
-        turns = self.group * self.row_tiles // self.query_consumers
-        return {"job": self.K * turns // self.rounds, "m": self.M, "b": self.B}
+    def query_items(self) -> int:
+        """Pieces of work of the kernels that hold queries: for each consumer one tile of a window and key head."""
+        return self.B * self.M * self.K * self.group * self.row_tiles // self.consumers
 
 
 def _padded(array: jax.Array, sizes: dict[int, int], value: float = 0) -> jax.Array:
@@ -187,11 +194,11 @@ def _prepare(a: Arguments, scale: float, blocks: Blocks | None, interpret: Any) 
         D=max(32, whole(D, 16)),
         dtype=a.q_BMWHD.dtype,
         scale=scale,
+        biased=a.slot_bias_BS is not None,
         blocks=blocks,
         interpret=interpret,
     )
     near = max(whole(P + W, 8), blocks.keys)
-    bias_BS = jnp.zeros((B, S)) if a.slot_bias_BS is None else a.slot_bias_BS
     first_BM, last_BM = jnp.clip(a.span_BM2[..., 0], 0, S), jnp.clip(a.span_BM2[..., 1], 0, S)
     last_BM = jnp.where(first_BM < last_BM, last_BM, 0)
     first_BM = jnp.minimum(first_BM, last_BM)
@@ -202,8 +209,9 @@ def _prepare(a: Arguments, scale: float, blocks: Blocks | None, interpret: Any) 
         "v": _padded(a.v_BMPWKD, {2: near, 4: call.D}),
         "slot_k": _padded(a.slot_k_BSKD, {1: call.S, 3: call.D}),
         "slot_v": _padded(a.slot_v_BSKD, {1: call.S, 3: call.D}),
-        "bias": _padded(LOG2E * bias_BS.astype(jnp.float32), {1: call.S}),
     }
+    if a.slot_bias_BS is not None:  # of unscaled scores
+        arrays["bias"] = _padded(a.slot_bias_BS.astype(jnp.float32) / scale, {1: call.S})
     return call, arrays
 
 
@@ -256,10 +264,6 @@ def backward(
 # What the kernels share.
 
 
-def _consumers(tiles: int) -> int:
-    return 2 if tiles % 2 == 0 else 1
-
-
 def _up(size: jax.Array, tile: int) -> jax.Array:
     return lax.div(size + (tile - 1), tile)
 
@@ -282,17 +286,44 @@ def _spread(vector: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     return lax.broadcast_in_dim(vector, like.shape, [axis])
 
 
+def _product(a_ref: Any, b_ref: Any) -> jax.Array:
+    axes = (((1,), (1,)), ((), ()))
+    return lax.dot_general(a_ref[...], b_ref[...], axes, preferred_element_type=jnp.float32)
+
+
 def _products(call: _Call, a_ref: Any, b_ref: Any) -> jax.Array:
     """a·bᵀ of two matrices in shared memory, in float32."""
     if call.interpret:  # the interpreter knows no transposed operands
-        axes = (((1,), (1,)), ((), ()))
-        return lax.dot_general(a_ref[...], b_ref[...], axes, preferred_element_type=jnp.float32)
+        return _product(a_ref, b_ref)
 
     def multiply(sum_ref: Any) -> jax.Array:
         plgpu.wgmma(sum_ref, a_ref, b_ref.transpose((1, 0)))
         return sum_ref[...]
 
     return pl.run_scoped(multiply, ACC((a_ref.shape[0], b_ref.shape[0]), jnp.float32))
+
+
+def _weights(
+    call: _Call, score_of: tuple[Any, Any], change_of: tuple[Any, Any], ready: Callable[[], None], weigh: Any
+) -> tuple[jax.Array, jax.Array]:
+    """→ (weigh(a·bᵀ), c·dᵀ), in float32.
+
+    The second product, whose matrices are there after `ready`, goes on while the first is weighed.
+    """
+    if call.interpret:
+        score = _product(*score_of)
+        ready()
+        return weigh(score), _product(*change_of)
+
+    def multiply(score_ref: Any, change_ref: Any) -> tuple[jax.Array, jax.Array]:
+        plgpu.wgmma(score_ref, score_of[0], score_of[1].transpose((1, 0)))
+        ready()
+        plgpu.wgmma(change_ref, change_of[0], change_of[1].transpose((1, 0)))
+        weight = weigh(plgpu.wgmma_accumulator_load(score_ref, wait_n=1))
+        return weight, change_ref[...]
+
+    shape = score_of[0].shape[0], score_of[1].shape[0]
+    return pl.run_scoped(multiply, ACC(shape, jnp.float32), ACC(shape, jnp.float32))
 
 
 def _plus_product(call: _Call, total: jax.Array, a: jax.Array, b_ref: Any) -> jax.Array:
@@ -313,36 +344,57 @@ def _drain(steps: jax.Array, stages: int, *free: Any) -> None:
             plgpu.barrier_wait(barrier.at[lax.rem(step, stages)])
 
 
+def _turns(items: int) -> jax.Array:
+    """How many of all items this thread block has: every `_blocks(items)`-th."""
+    blocks = _blocks(items)
+    return lax.div(items - lax.axis_index("block") + (blocks - 1), blocks)
+
+
+def _blocks(items: int) -> int:
+    """Thread blocks.  Their number is odd, so that each gets items of all sorts where sorts take turns."""
+    return min(items, (CORES - 1) | 1)
+
+
+def _item(items: int, turn: Any) -> jax.Array:
+    return lax.axis_index("block") + turn * _blocks(items)
+
+
 class _Seen(NamedTuple):
-    """Which keys a row sees: key < halo, or low ≤ key < high + rises · row."""
+    """What a window sees: halo keys, and slots from `first` to before `last`."""
 
     halo: jax.Array
-    low: jax.Array
-    high: jax.Array
-    rises: jax.Array
+    first: jax.Array
+    last: jax.Array
+
+    @classmethod
+    def of(cls, ref: Any, b: jax.Array, m: jax.Array) -> "_Seen":
+        return cls(ref[b, m, 0], ref[b, m, 1], ref[b, m, 2])
 
 
-def _seen(call: _Call, near: Any, count: jax.Array, first: jax.Array, last: jax.Array) -> _Seen:
-    """Near keys: the halo's first, and own ones up to oneself.  Slots: those of the span."""
-    return _Seen(
-        jnp.where(near, count, 0),
-        jnp.where(near, call.P, first),
-        jnp.where(near, call.P + 1, last),
-        jnp.where(near, 1, 0),
-    )
+def _hide(call: _Call, score: jax.Array, near: bool, seen: _Seen, key0: Any, row0: Any, key_axis: int) -> jax.Array:
+    """−∞ for the keys from key0 on, along `key_axis`, that the rows from row0 on do not see.
 
-
-def _hide(score: jax.Array, seen: _Seen, key0: jax.Array, row0: jax.Array, key_axis: int) -> jax.Array:
-    """−∞ for the keys from key0 on, along `key_axis`, that the rows from row0 on do not see."""
-    end = key0 + score.shape[key_axis]
-    all_seen = (end <= seen.halo) | ((key0 >= seen.low) & (end <= seen.high + seen.rises * row0))
+    Near keys are the halo's, of which the first are seen, and own ones, seen up to oneself.
+    """
+    keys = score.shape[key_axis]
+    end = key0 + keys
+    if near:
+        all_seen = end <= row0 + (call.P + 1)
+        if call.P:
+            all_seen = (end <= seen.halo) | ((key0 >= call.P) & all_seen)
+    else:
+        all_seen = (key0 >= seen.first) & (end <= seen.last)
 
     def hide(score: jax.Array) -> jax.Array:
-        key = key0 + plgpu.broadcasted_iota(jnp.int32, score.shape, key_axis, layout=TILE)
-        row = row0 + plgpu.broadcasted_iota(jnp.int32, score.shape, 1 - key_axis, layout=TILE)
-        halo = key < seen.halo
-        rest = (key >= seen.low) & (key < seen.high + seen.rises * row)
-        return jnp.where(halo | rest, score, -jnp.inf)
+        key = plgpu.broadcasted_iota(jnp.int32, score.shape, key_axis, layout=TILE)
+        if near:
+            row = plgpu.broadcasted_iota(jnp.int32, score.shape, 1 - key_axis, layout=TILE)
+            see = key <= row + (call.P + row0 - key0)
+            if call.P:
+                see = (key < seen.halo - key0) | ((key >= call.P - key0) & see)
+        else:
+            see = (key >= seen.first - key0) & (key < seen.last - key0)
+        return jnp.where(see, score, -jnp.inf)
 
     return lax.cond(all_seen, lambda score: score, hide, score)
 
@@ -350,7 +402,7 @@ def _hide(score: jax.Array, seen: _Seen, key0: jax.Array, row0: jax.Array, key_a
 def _launch(
     call: _Call,
     consumers: int,
-    grid: dict[str, int],
+    items: int,
     produce: Callable[..., Any],
     consume: Callable[..., Any],
     inputs: dict[str, jax.Array],
@@ -359,30 +411,31 @@ def _launch(
 ) -> Any:
     """Runs `produce` on one warpgroup and `consume` on the others; both get every reference by name."""
     names = [*inputs, *outputs, *scratch]
+    # Warpgroups start with equal shares of the registers, of which the producer needs few: (its own, the others').
+    registers = {4: (32, 112), 2: (40, 232)}.get(consumers)
 
     def body(*references: Any) -> None:
         refs = dict(zip(names, references, strict=True))
         worker = lax.axis_index("worker")
 
-        # Three warpgroups start with 168 registers a thread, of which the producer needs few.
         @pl.when(worker < consumers)
         def _():
-            if consumers == 2:
-                plgpu.set_max_registers(232, action="increase")
+            if registers:
+                plgpu.set_max_registers(registers[1], action="increase")
             consume(worker, **refs)
 
         @pl.when(worker == consumers)
         def _():
-            if consumers == 2:
-                plgpu.set_max_registers(40, action="decrease")
+            if registers:
+                plgpu.set_max_registers(registers[0], action="decrease")
             produce(**refs)
 
     return plgpu.kernel(
         body,
         out_type=tuple(outputs.values()),
         scratch_types=list(scratch.values()),
-        grid=tuple(grid.values()),
-        grid_names=tuple(grid),
+        grid=(_blocks(items),),
+        grid_names=("block",),
         num_threads=consumers + 1,
         thread_name="worker",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
@@ -394,173 +447,217 @@ def _launch(
 
 
 class _Walk(NamedTuple):
-    """The key tiles that one round of a thread block visits: `near_steps` near ones, then those of slots."""
+    """Tiles of keys that some rows see: `halo` and own ones, `near` in all, and then `far` ones of slots."""
 
-    steps: jax.Array
-    near_steps: jax.Array
-    tile: Callable[[jax.Array], jax.Array]
+    halo: jax.Array
+    near: jax.Array
+    far: jax.Array
+    own0: jax.Array
+    slot0: jax.Array
+
+    def tile(self, step: jax.Array, near: bool) -> jax.Array:
+        return jnp.where(step < self.halo, step, self.own0 + step - self.halo) if near else self.slot0 + step
 
 
 class _Queries(NamedTuple):
-    """The rows of a thread block: in each round, adjacent tiles for its consumers.  Tiles go by row, then by head."""
+    """The rows of an item: adjacent tiles for the consumers of a block.  Tiles go by row, then by head."""
 
     call: _Call
     b: jax.Array
     m: jax.Array
     key_head: jax.Array
     first: jax.Array
-    halo: jax.Array
-    a: jax.Array
-    z: jax.Array
 
     @classmethod
-    def here(cls, call: _Call, seen_ref: Any) -> "_Queries":
-        b, m, job = lax.axis_index("b"), lax.axis_index("m"), lax.axis_index("job")
-        tiles = call.rounds * call.query_consumers
-        blocks = call.group * call.row_tiles // tiles
-        first = lax.rem(job, blocks) * tiles
-        return cls(call, b, m, lax.div(job, blocks), first, seen_ref[b, m, 0], seen_ref[b, m, 1], seen_ref[b, m, 2])
+    def of(cls, call: _Call, turn: Any) -> "_Queries":
+        parts = call.group * call.row_tiles // call.consumers
+        item = _item(call.query_items, turn)
+        window, job = lax.div(item, call.K * parts), lax.rem(item, call.K * parts)
+        first = lax.rem(job, parts) * call.consumers
+        return cls(call, lax.div(window, call.M), lax.rem(window, call.M), lax.div(job, parts), first)
 
-    def rows(self, turn: jax.Array, worker: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """→ (first row, query head) of a consumer in a round."""
-        tile = self.first + turn * self.call.query_consumers + worker
+    def rows(self, worker: Any) -> tuple[jax.Array, jax.Array]:
+        """→ (first row, query head) of a consumer."""
+        tile = self.first + worker
         group = self.call.group
         return lax.div(tile, group) * ROWS, self.key_head * group + lax.rem(tile, group)
 
-    def walk(self, turn: jax.Array) -> _Walk:
+    def walk(self, seen: _Seen, worker: Any) -> _Walk:
+        """As far as the rows of a consumer see."""
         call, keys = self.call, self.call.blocks.keys
-        last_row, _ = self.rows(turn, jnp.int32(call.query_consumers - 1))
-        halo_end = _up(self.halo, keys)
-        own = jnp.maximum(halo_end, call.P // keys)
-        own_end = jnp.minimum(_up(call.P + ROWS + last_row, keys), call.X // keys)
-        near_steps = halo_end + own_end - own
-        slot = lax.div(self.a, keys)
-
-        def tile(step: jax.Array) -> jax.Array:
-            near = jnp.where(step < halo_end, step, own + step - halo_end)
-            return jnp.where(step < near_steps, near, slot + step - near_steps)
-
-        return _Walk(near_steps + _up(self.z, keys) - slot, near_steps, tile)
+        row0, _ = self.rows(worker)
+        halo = _up(seen.halo, keys)
+        own = jnp.maximum(halo, call.P // keys)
+        own_end = jnp.minimum(_up(call.P + ROWS + row0, keys), call.X // keys)
+        slot0 = lax.div(seen.first, keys)
+        return _Walk(halo, halo + own_end - own, _up(seen.last, keys) - slot0, own, slot0)
 
 
-def _produce_keys(call: _Call, *, seen_BM3, k, v, slot_k, slot_v, bias, keys, values, biases, **refs) -> None:
+def _produce_keys(call: _Call, *, seen_BM3, k, v, slot_k, slot_v, keys, values, **refs) -> None:
     """Copies the tiles of all walks into the ring of stages."""
-    queries, stages = _Queries.here(call, seen_BM3), call.blocks.stages
-    b, m, head = queries.b, queries.m, queries.key_head
+    stages = call.blocks.stages
 
     def copy(turn: jax.Array, done: jax.Array) -> jax.Array:
-        walk = queries.walk(turn)
+        queries = _Queries.of(call, turn)
+        b, m, head = queries.b, queries.m, queries.key_head
+        walk = queries.walk(_Seen.of(seen_BM3, b, m), jnp.int32(call.consumers - 1))
 
-        @pl.loop(0, walk.steps)
-        def _(step):
-            stage = lax.rem(done + step, stages)
-            at = pl.ds(walk.tile(step) * call.blocks.keys, call.blocks.keys)
+        def step(i: jax.Array, done: jax.Array, near: bool) -> None:
+            stage = lax.rem(done + i, stages)
+            at = pl.ds(walk.tile(i, near) * call.blocks.keys, call.blocks.keys)
 
-            @pl.when(done + step >= stages)
+            @pl.when(done + i >= stages)
             def _():
                 plgpu.barrier_wait(refs["keys_free"].at[stage])
                 plgpu.barrier_wait(refs["values_free"].at[stage])
 
-            @pl.when(step < walk.near_steps)
-            def _():
-                plgpu.copy_gmem_to_smem(k.at[b, m, at, head], keys.at[stage], refs["keys_here"].at[stage])
-                plgpu.copy_gmem_to_smem(v.at[b, m, at, head], values.at[stage], refs["values_here"].at[stage])
+            keys_from, values_from = (k.at[b, m], v.at[b, m]) if near else (slot_k.at[b], slot_v.at[b])
+            plgpu.copy_gmem_to_smem(keys_from.at[at, head], keys.at[stage], refs["keys_here"].at[stage])
+            if call.biased and not near:
+                plgpu.copy_gmem_to_smem(refs["bias"].at[b, at], refs["biases"].at[stage], refs["biases_here"].at[stage])
+            plgpu.copy_gmem_to_smem(values_from.at[at, head], values.at[stage], refs["values_here"].at[stage])
 
-            @pl.when(step >= walk.near_steps)
-            def _():
-                plgpu.copy_gmem_to_smem(slot_k.at[b, at, head], keys.at[stage], refs["keys_here"].at[stage])
-                plgpu.copy_gmem_to_smem(bias.at[b, at], biases.at[stage], refs["biases_here"].at[stage])
-                plgpu.copy_gmem_to_smem(slot_v.at[b, at, head], values.at[stage], refs["values_here"].at[stage])
+        pl.loop(0, walk.near)(lambda i: step(i, done, True))
+        pl.loop(0, walk.far)(lambda i: step(i, done + walk.near, False))
+        return done + walk.near + walk.far
 
-        return done + walk.steps
-
-    steps = lax.fori_loop(0, call.rounds, copy, jnp.int32(0))
+    steps = lax.fori_loop(0, _turns(call.query_items), copy, jnp.int32(0))
     _drain(steps, stages, refs["keys_free"], refs["values_free"])
 
 
-def _scores(
-    queries: _Queries, walk: _Walk, step, stage, row0, mine_ref, *, keys, biases, biases_here, **_: Any
-) -> jax.Array:
-    """Masked scores of a consumer's rows with the tile of a step, times log₂e."""
-    call, near = queries.call, step < walk.near_steps
-    score = _products(call, mine_ref, keys.at[stage]) * (call.scale * LOG2E)
+class _Held(NamedTuple):
+    """What a consumer needs to know of the item at hand; `buffer` is the number of its buffers of rows."""
 
-    def biased(score: jax.Array) -> jax.Array:
-        plgpu.barrier_wait(biases_here.at[stage])
-        return score + _spread(plgpu.layout_cast(biases[stage], BY_COLUMN), score, 1)
+    queries: _Queries
+    seen: _Seen
+    row0: jax.Array
+    head: jax.Array
+    buffer: jax.Array
 
-    score = lax.cond(near, lambda score: score, biased, score)
-    seen = _seen(call, near, queries.halo, queries.a, queries.z)
-    return _hide(score, seen, walk.tile(step) * call.blocks.keys, row0, key_axis=1)
+
+def _consume_keys(
+    call: _Call,
+    worker: jax.Array,
+    *,
+    fetch: Callable[[_Held], None],
+    begin: Callable[[_Held], Any],
+    step: Callable[[_Held, bool, jax.Array, jax.Array, Any], Any],
+    finish: Callable[[_Held, Any], None],
+    seen_BM3,
+    **refs,
+) -> None:
+    """For each item fetch(), a turn ahead, begin(), step(near, stage, first key) for each tile seen, and finish()."""
+    stages, turns = call.blocks.stages, _turns(call.query_items)
+
+    def held(turn: Any) -> _Held:
+        queries = _Queries.of(call, turn)
+        seen = _Seen.of(seen_BM3, queries.b, queries.m)
+        return _Held(queries, seen, *queries.rows(worker), 2 * worker + lax.rem(turn, 2))
+
+    def attend(turn: jax.Array, carry: tuple[jax.Array, _Seen]) -> tuple[jax.Array, _Seen]:
+        done, seen = carry
+        now = held(turn)._replace(seen=seen)
+        # Asked for now, so that it is there when the next turn begins.
+        later = held(jnp.minimum(turn + 1, turns - 1))
+        pl.when(turn + 1 < turns)(lambda: fetch(later))
+        mine, block = now.queries.walk(seen, worker), now.queries.walk(seen, jnp.int32(call.consumers - 1))
+
+        def walk(near: bool, done: jax.Array, sums: Any) -> Any:
+            def one(i: jax.Array, sums: Any) -> Any:
+                return step(now, near, lax.rem(done + i, stages), mine.tile(i, near) * call.blocks.keys, sums)
+
+            return lax.fori_loop(0, mine.near if near else mine.far, one, sums)
+
+        sums = walk(True, done, begin(now))
+
+        @pl.loop(mine.near, block.near)  # what rows of other consumers see
+        def _(i):
+            stage = lax.rem(done + i, stages)
+            for name in ("keys", "values"):
+                plgpu.barrier_wait(refs[f"{name}_here"].at[stage])
+                plgpu.barrier_arrive(refs[f"{name}_free"].at[stage])
+
+        finish(now, walk(False, done + block.near, sums))
+        return done + block.near + block.far, later.seen
+
+    first = held(0)
+    fetch(first)
+    lax.fori_loop(0, turns, attend, (jnp.int32(0), first.seen))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _shown(
+    call: _Call, held: _Held, near: bool, score: jax.Array, key0: jax.Array, stage: jax.Array, **refs: Any
+) -> Any:
+    """Scores of rows with a tile of keys as they count: with the bias of slots, −∞ for what is not seen."""
+    if call.biased and not near:
+        plgpu.barrier_wait(refs["biases_here"].at[stage])
+        score += _spread(plgpu.layout_cast(refs["biases"][stage], BY_COLUMN), score, 1)
+    return _hide(call, score, near, held.seen, key0, held.row0, key_axis=1)
 
 
 def _walk_scratch(call: _Call) -> dict[str, Any]:
-    stages, keys, consumers = call.blocks.stages, call.blocks.keys, call.query_consumers
+    stages, keys, consumers = call.blocks.stages, call.blocks.keys, call.consumers
     here = plgpu.Barrier(num_barriers=stages)
     free = plgpu.Barrier(num_barriers=stages, num_arrivals=consumers)
-    return {
+    scratch = {
         "keys": _shared(call.dtype, stages, keys, call.D),
         "values": _shared(call.dtype, stages, keys, call.D),
-        "biases": _shared(jnp.float32, stages, keys),
         "keys_here": here,
         "values_here": here,
-        "biases_here": here,
         "keys_free": free,
         "values_free": free,
     }
+    return scratch | ({"biases": _shared(jnp.float32, stages, keys), "biases_here": here} if call.biased else {})
 
 
 def _attend(call: _Call, **inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """→ (o, lse)."""
-    consumers = call.query_consumers
+    call = call.held_by(4 if call.D <= 64 else 2)  # whose sums the registers hold
+    consumers, to_log2 = call.consumers, call.scale * LOG2E
 
-    def consume(worker, *, seen_BM3, q, o, lse, rows, results, row_sums, rows_here, **refs) -> None:
-        queries = _Queries.here(call, seen_BM3)
-        b, m, mine = queries.b, queries.m, rows.at[worker]
+    def consume(worker, *, q, o, lse, rows, rows_here, results, row_sums, **refs) -> None:
+        def fetch(held: _Held) -> None:
+            at = pl.ds(held.row0, ROWS)
+            here = rows_here.at[held.buffer]
+            plgpu.copy_gmem_to_smem(q.at[held.queries.b, held.queries.m, at, held.head], rows.at[held.buffer], here)
 
-        def fetch(turn: Any) -> None:
-            row0, head = queries.rows(turn, worker)
-            plgpu.copy_gmem_to_smem(q.at[b, m, pl.ds(row0, ROWS), head], mine, rows_here.at[worker])
+        def begin(held: _Held) -> Any:
+            plgpu.barrier_wait(rows_here.at[held.buffer])
+            return _filled(0, TILE, ROWS, call.D), _filled(-jnp.inf, BY_ROW, ROWS), _filled(0, BY_ROW, ROWS)
 
-        def attend(turn: jax.Array, done: jax.Array) -> jax.Array:
-            walk, (row0, head) = queries.walk(turn), queries.rows(turn, worker)
-            plgpu.barrier_wait(rows_here.at[worker])
+        def step(held: _Held, near: bool, stage: jax.Array, key0: jax.Array, sums: Any) -> Any:
+            out, top, total = sums
+            plgpu.barrier_wait(refs["keys_here"].at[stage])
+            score = _products(call, rows.at[held.buffer], refs["keys"].at[stage])
+            score = _shown(call, held, near, score, key0, stage, **refs)
+            plgpu.barrier_arrive(refs["keys_free"].at[stage])
+            # The first tile holds a key that every row sees, halo key 0 or own key 0, so `higher` is finite.
+            higher = jnp.maximum(top, score.max(axis=1) * to_log2)
+            decay = jnp.exp2(top - higher)
+            weight = jnp.exp2(score * to_log2 - _spread(higher, score, 0))
+            total = total * decay + weight.sum(axis=1)
+            plgpu.barrier_wait(refs["values_here"].at[stage])
+            out = _plus_product(call, out * _spread(decay, out, 0), weight, refs["values"].at[stage])
+            plgpu.barrier_arrive(refs["values_free"].at[stage])
+            return out, higher, total
 
-            def step(i, carry):
-                out, top, total = carry
-                stage = lax.rem(done + i, call.blocks.stages)
-                plgpu.barrier_wait(refs["keys_here"].at[stage])
-                score = _scores(queries, walk, i, stage, row0, mine, **refs)
-                plgpu.barrier_arrive(refs["keys_free"].at[stage])
-                # The first tile holds a key that every row sees, halo key 0 or own key 0, so `higher` is finite.
-                higher = jnp.maximum(top, score.max(axis=1))
-                decay = jnp.exp2(top - higher)
-                weight = jnp.exp2(score - _spread(higher, score, 0))
-                total = total * decay + weight.sum(axis=1)
-                plgpu.barrier_wait(refs["values_here"].at[stage])
-                out = _plus_product(call, out * _spread(decay, out, 0), weight, refs["values"].at[stage])
-                plgpu.barrier_arrive(refs["values_free"].at[stage])
-                return out, higher, total
-
-            nothing = _filled(0, TILE, ROWS, call.D), _filled(-jnp.inf, BY_ROW, ROWS), _filled(0, BY_ROW, ROWS)
-            out, top, total = lax.fori_loop(0, walk.steps, step, nothing)
-            pl.when(turn + 1 < call.rounds)(lambda: fetch(turn + 1))
-            plgpu.wait_smem_to_gmem(0)  # the results of the round before
-            results[worker] = (out / _spread(total, out, 0)).astype(call.dtype)
+        def finish(held: _Held, sums: Any) -> None:
+            out, top, total = sums
+            b, m, at = held.queries.b, held.queries.m, pl.ds(held.row0, ROWS)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the turn before
+            results[worker] = (out * _spread(1 / total, out, 0)).astype(call.dtype)
             row_sums[worker] = top * (1 / LOG2E) + jnp.log(total)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(results.at[worker], o.at[b, m, pl.ds(row0, ROWS), head])
-            plgpu.copy_smem_to_gmem(row_sums.at[worker], lse.at[b, head, m, pl.ds(row0, ROWS)])
-            return done + walk.steps
+            plgpu.copy_smem_to_gmem(results.at[worker], o.at[b, m, at, held.head])
+            plgpu.copy_smem_to_gmem(row_sums.at[worker], lse.at[b, held.head, m, at])
 
-        fetch(0)
-        lax.fori_loop(0, call.rounds, attend, jnp.int32(0))
-        plgpu.wait_smem_to_gmem(0)
+        _consume_keys(call, worker, fetch=fetch, begin=begin, step=step, finish=finish, **refs)
 
     return _launch(
         call,
         consumers,
-        call.query_grid,
+        call.query_items,
         functools.partial(_produce_keys, call),
         consume,
         inputs,
@@ -569,10 +666,10 @@ def _attend(call: _Call, **inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
             "lse": jax.ShapeDtypeStruct((call.B, call.H, call.M, call.W), jnp.float32),
         },
         {
-            "rows": _shared(call.dtype, consumers, ROWS, call.D),
+            "rows": _shared(call.dtype, 2 * consumers, ROWS, call.D),
             "results": _shared(call.dtype, consumers, ROWS, call.D),
             "row_sums": _shared(jnp.float32, consumers, ROWS),
-            "rows_here": plgpu.Barrier(num_barriers=consumers),
+            "rows_here": plgpu.Barrier(num_barriers=2 * consumers),
             **_walk_scratch(call),
         },
     )
@@ -580,68 +677,66 @@ def _attend(call: _Call, **inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _attend_back(call: _Call, **inputs: jax.Array) -> jax.Array:
     """→ dq."""
-    consumers = call.query_consumers
+    call = call.held_by(2)
+    consumers, to_log2 = call.consumers, call.scale * LOG2E
 
-    def consume(
-        worker, *, seen_BM3, q, do, lse, delta, dq, rows, drows, results, row_sums, row_deltas, rows_here, **refs
-    ) -> None:
-        queries = _Queries.here(call, seen_BM3)
-        b, m, mine, mine_do = queries.b, queries.m, rows.at[worker], drows.at[worker]
+    def consume(worker, *, q, do, lse, delta, dq, rows, drows, rows_here, row_sums, row_deltas, **refs) -> None:
+        def fetch(held: _Held) -> None:
+            if not call.roomy:  # the turn before left its results there
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            b, m, at = held.queries.b, held.queries.m, pl.ds(held.row0, ROWS)
+            buffer, here = held.buffer, rows_here.at[held.buffer]
+            plgpu.copy_gmem_to_smem(q.at[b, m, at, held.head], rows.at[buffer], here)
+            plgpu.copy_gmem_to_smem(do.at[b, m, at, held.head], drows.at[buffer], here)
+            plgpu.copy_gmem_to_smem(lse.at[b, held.head, m, at], row_sums.at[buffer], here)
+            plgpu.copy_gmem_to_smem(delta.at[b, held.head, m, at], row_deltas.at[buffer], here)
 
-        def fetch(turn: Any) -> None:
-            (row0, head), here = queries.rows(turn, worker), rows_here.at[worker]
-            at = pl.ds(row0, ROWS)
-            plgpu.copy_gmem_to_smem(q.at[b, m, at, head], mine, here)
-            plgpu.copy_gmem_to_smem(do.at[b, m, at, head], mine_do, here)
-            plgpu.copy_gmem_to_smem(lse.at[b, head, m, at], row_sums.at[worker], here)
-            plgpu.copy_gmem_to_smem(delta.at[b, head, m, at], row_deltas.at[worker], here)
+        def begin(held: _Held) -> Any:
+            plgpu.barrier_wait(rows_here.at[held.buffer])
+            return _filled(0, TILE, ROWS, call.D)
 
-        def attend(turn: jax.Array, done: jax.Array) -> jax.Array:
-            walk, (row0, head) = queries.walk(turn), queries.rows(turn, worker)
-            plgpu.barrier_wait(rows_here.at[worker])
-            my_lse = plgpu.layout_cast(row_sums[worker], BY_ROW)
-            my_delta = plgpu.layout_cast(row_deltas[worker], BY_ROW)
+        def step(held: _Held, near: bool, stage: jax.Array, key0: jax.Array, out: Any) -> Any:
+            keys, values = refs["keys"].at[stage], refs["values"].at[stage]
 
-            def step(i, out):
-                stage = lax.rem(done + i, call.blocks.stages)
-                plgpu.barrier_wait(refs["keys_here"].at[stage])
-                score = _scores(queries, walk, i, stage, row0, mine, **refs)
-                weight = jnp.exp2(score - _spread(my_lse, score, 0))
-                plgpu.barrier_wait(refs["values_here"].at[stage])
-                dweight = _products(call, mine_do, refs["values"].at[stage])
-                plgpu.barrier_arrive(refs["values_free"].at[stage])
-                dscore = weight * (dweight - _spread(my_delta, score, 0))
-                out = _plus_product(call, out, dscore, refs["keys"].at[stage])
-                plgpu.barrier_arrive(refs["keys_free"].at[stage])
-                return out
+            def weigh(score: jax.Array) -> jax.Array:
+                score = _shown(call, held, near, score, key0, stage, **refs)
+                my_lse = plgpu.layout_cast(row_sums[held.buffer], BY_ROW)
+                return jnp.exp2(score * to_log2 - _spread(my_lse, score, 0))
 
-            out = lax.fori_loop(0, walk.steps, step, _filled(0, TILE, ROWS, call.D))
-            pl.when(turn + 1 < call.rounds)(lambda: fetch(turn + 1))
-            plgpu.wait_smem_to_gmem(0)  # the results of the round before
-            results[worker] = (call.scale * out).astype(call.dtype)
+            plgpu.barrier_wait(refs["keys_here"].at[stage])
+            here = functools.partial(plgpu.barrier_wait, refs["values_here"].at[stage])
+            weight, dweight = _weights(call, (rows.at[held.buffer], keys), (drows.at[held.buffer], values), here, weigh)
+            plgpu.barrier_arrive(refs["values_free"].at[stage])
+            my_delta = plgpu.layout_cast(row_deltas[held.buffer], BY_ROW)
+            out = _plus_product(call, out, weight * (dweight - _spread(my_delta, dweight, 0)), keys)
+            plgpu.barrier_arrive(refs["keys_free"].at[stage])
+            return out
+
+        def finish(held: _Held, out: Any) -> None:
+            results = refs["results"].at[worker] if call.roomy else rows.at[held.buffer]
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the turn before
+            results[...] = (call.scale * out).astype(call.dtype)
             plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(results.at[worker], dq.at[b, m, pl.ds(row0, ROWS), head])
-            return done + walk.steps
+            at = held.queries.b, held.queries.m, pl.ds(held.row0, ROWS), held.head
+            plgpu.copy_smem_to_gmem(results, dq.at[at])
 
-        fetch(0)
-        lax.fori_loop(0, call.rounds, attend, jnp.int32(0))
-        plgpu.wait_smem_to_gmem(0)
+        _consume_keys(call, worker, fetch=fetch, begin=begin, step=step, finish=finish, **refs)
 
     (dq,) = _launch(
         call,
         consumers,
-        call.query_grid,
+        call.query_items,
         functools.partial(_produce_keys, call),
         consume,
         inputs,
         {"dq": jax.ShapeDtypeStruct(inputs["q"].shape, call.dtype)},
         {
-            "rows": _shared(call.dtype, consumers, ROWS, call.D),
-            "drows": _shared(call.dtype, consumers, ROWS, call.D),
-            "results": _shared(call.dtype, consumers, ROWS, call.D),
-            "row_sums": _shared(jnp.float32, consumers, ROWS),
-            "row_deltas": _shared(jnp.float32, consumers, ROWS),
-            "rows_here": plgpu.Barrier(num_barriers=consumers, num_arrivals=4),
+            "rows": _shared(call.dtype, 2 * consumers, ROWS, call.D),
+            "drows": _shared(call.dtype, 2 * consumers, ROWS, call.D),
+            "row_sums": _shared(jnp.float32, 2 * consumers, ROWS),
+            "row_deltas": _shared(jnp.float32, 2 * consumers, ROWS),
+            "rows_here": plgpu.Barrier(num_barriers=2 * consumers, num_arrivals=4),
+            **({"results": _shared(call.dtype, consumers, ROWS, call.D)} if call.roomy else {}),
             **_walk_scratch(call),
         },
     )
@@ -651,8 +746,23 @@ def _attend_back(call: _Call, **inputs: jax.Array) -> jax.Array:
 # The kernel that holds keys and walks over queries.
 
 
+class _Keys(NamedTuple):
+    """The keys of an item, `ROWS` for each consumer; `part` is their window, or a number of `Blocks.splits`."""
+
+    b: jax.Array
+    part: jax.Array
+    key_head: jax.Array
+    tile: jax.Array
+
+    @classmethod
+    def of(cls, call: _Call, parts: int, tiles: int, turn: Any) -> "_Keys":
+        item = _item(call.B * parts * call.K * tiles, turn)
+        place, job = lax.div(item, call.K * tiles), lax.rem(item, call.K * tiles)
+        return cls(lax.div(place, parts), lax.rem(place, parts), lax.div(job, tiles), lax.rem(job, tiles))
+
+
 class _Visits(NamedTuple):
-    """The rows that a thread block visits: in each of `windows`, tiles of rows from `first` on, each for every head."""
+    """The rows that an item visits: in each of `windows`, tiles of rows from `first` on, each for every head."""
 
     windows: jax.Array
     window: Callable[[jax.Array], jax.Array]
@@ -667,19 +777,19 @@ class _Visits(NamedTuple):
         return (self.first + lax.div(step, call.group)) * ROWS, lax.rem(step, call.group)
 
 
-def _near_visits(call: _Call, key0: jax.Array, keys: int, *, seen_BM3, **_: Any) -> _Visits:
+def _near_visits(call: _Call, at: _Keys, keys: int, *, seen_BM3, **_: Any) -> _Visits:
     """One's own window: all rows for halo keys that are seen, rows from the first key on for own keys."""
-    b, m = lax.axis_index("b"), lax.axis_index("part")
+    key0 = at.tile * keys
     own = jnp.minimum(lax.div(jnp.maximum(key0 - call.P, 0), ROWS), call.row_tiles)
     own = jnp.where(key0 + keys <= call.P, call.row_tiles, own)
-    return _Visits(jnp.int32(1), lambda _: m, jnp.where(key0 < seen_BM3[b, m, 0], 0, own))
+    return _Visits(jnp.int32(1), lambda _: at.part, jnp.where(key0 < seen_BM3[at.b, at.part, 0], 0, own))
 
 
-def _far_visits(call: _Call, key0: jax.Array, keys: int, *, viewers, viewer_count, **_: Any) -> _Visits:
+def _far_visits(call: _Call, at: _Keys, keys: int, *, viewers, viewer_count, **_: Any) -> _Visits:
     """All rows of the windows that see one of the slots, dealt to the parts in turn."""
-    b, part, tile, splits = lax.axis_index("b"), lax.axis_index("part"), lax.div(key0, keys), call.blocks.splits
-    windows = lax.div(jnp.maximum(viewer_count[b, tile] - part + (splits - 1), 0), splits)
-    return _Visits(windows, lambda window: viewers[b, tile, part + window * splits], jnp.int32(0))
+    splits = call.blocks.splits
+    windows = lax.div(jnp.maximum(viewer_count[at.b, at.tile] - at.part + (splits - 1), 0), splits)
+    return _Visits(windows, lambda window: viewers[at.b, at.tile, at.part + window * splits], jnp.int32(0))
 
 
 def _viewers(call: _Call, seen_BM3: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
@@ -694,28 +804,29 @@ def _near_back(call: _Call, *, k: jax.Array, v: jax.Array, **arrays: jax.Array) 
     """→ [dk, dv]."""
     inputs = {"held_k": k, "held_v": v} | {name: arrays[name] for name in ("seen_BM3", "q", "do", "lse", "delta")}
     like = jax.ShapeDtypeStruct((call.B, call.M, call.X, call.K, call.D), call.dtype)
-    outputs = {"dk": like, "dv": like}
 
     def at(b, m, keys, head):
         return b, m, keys, head
 
-    return _keys_back(call, call.X, call.M, _near_visits, inputs, outputs, held_at=at, sums_at=at)
+    return _keys_back(call, call.X, call.M, True, inputs, {"dk": like, "dv": like}, held_at=at, sums_at=at)
 
 
 def _far_back(call: _Call, *, slot_k: jax.Array, slot_v: jax.Array, **arrays: jax.Array) -> list[jax.Array]:
-    """→ [dslot_k, dslot_v, dbias (…, B, K, S)], each in float32 and as `Blocks.splits` parts of its sum."""
+    """→ [dslot_k, dslot_v, dbias (…, B, K, S) if there is a bias], float32, as `Blocks.splits` parts of its sum."""
     parts = call.blocks.splits
-    viewers, viewer_count = _viewers(call, arrays["seen_BM3"], ROWS * _consumers(call.S // ROWS))
+    viewers, viewer_count = _viewers(call, arrays["seen_BM3"], ROWS * _key_consumers(call.S))
     inputs = {"held_k": slot_k, "held_v": slot_v, "viewers": viewers, "viewer_count": viewer_count}
-    inputs |= {name: arrays[name] for name in ("bias", "seen_BM3", "q", "do", "lse", "delta")}
+    inputs |= {name: arrays[name] for name in ("seen_BM3", "q", "do", "lse", "delta")}
     like = jax.ShapeDtypeStruct((parts, *slot_k.shape), jnp.float32)
     outputs = {"dk": like, "dv": like}
-    outputs["dbias"] = jax.ShapeDtypeStruct((parts, call.B, call.K, call.S), jnp.float32)
+    if call.biased:
+        inputs["bias"] = arrays["bias"]
+        outputs["dbias"] = jax.ShapeDtypeStruct((parts, call.B, call.K, call.S), jnp.float32)
     return _keys_back(
         call,
         call.S,
         parts,
-        _far_visits,
+        False,
         inputs,
         outputs,
         held_at=lambda b, part, keys, head: (b, keys, head),
@@ -723,11 +834,16 @@ def _far_back(call: _Call, *, slot_k: jax.Array, slot_v: jax.Array, **arrays: ja
     )
 
 
+def _key_consumers(keys: int) -> int:
+    """Sums of keys and of values leave registers for two."""
+    return 2 if keys // ROWS % 2 == 0 else 1
+
+
 def _keys_back(
     call: _Call,
     key_count: int,
     parts: int,
-    visits_of: Callable[..., _Visits],
+    near: bool,
     inputs: dict[str, jax.Array],
     outputs: dict[str, Any],
     *,
@@ -735,123 +851,146 @@ def _keys_back(
     sums_at: Callable[..., tuple[Any, ...]],
 ) -> list[jax.Array]:
     """Sums over rows for keys that stay.  Scores are transposed, so that they multiply from registers."""
-    consumers, far, stages = _consumers(key_count // ROWS), "dbias" in outputs, call.blocks.stages
-    keys = consumers * ROWS
+    consumers, stages = _key_consumers(key_count), call.blocks.stages
+    keys, biased, to_log2 = consumers * ROWS, "dbias" in outputs, call.scale * LOG2E
     tiles = key_count // keys
-
-    def place() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """→ (b, part, key head, first key)."""
-        job = lax.axis_index("job")
-        return lax.axis_index("b"), lax.axis_index("part"), lax.div(job, tiles), lax.rem(job, tiles) * keys
+    items = call.B * parts * call.K * tiles
+    ahead = call.roomy  # the next item's keys are fetched early, and each sum has its own place
+    visits_of = _near_visits if near else _far_visits
 
     def produce(*, q, do, lse, delta, rows, drows, row_sums, row_deltas, **refs) -> None:
-        b, _part, key_head, key0 = place()
-        visits = visits_of(call, key0, keys, **refs)
-        steps = visits.steps(call)
+        def item(turn: jax.Array, done: jax.Array) -> jax.Array:
+            place = _Keys.of(call, parts, tiles, turn)
+            visits, b = visits_of(call, place, keys, **refs), place.b
+            steps = visits.steps(call)
 
-        @pl.loop(0, visits.windows)
-        def _(index):
-            m = visits.window(index)
+            @pl.loop(0, visits.windows)
+            def _(index):
+                m = visits.window(index)
 
-            @pl.loop(0, steps)
-            def _(step):
-                turn = index * steps + step
-                stage = lax.rem(turn, stages)
-                row0, head = visits.rows(call, step)
-                at, head = pl.ds(row0, ROWS), key_head * call.group + head
+                @pl.loop(0, steps)
+                def _(step):
+                    turn = done + index * steps + step
+                    stage = lax.rem(turn, stages)
+                    row0, head = visits.rows(call, step)
+                    at, head = pl.ds(row0, ROWS), place.key_head * call.group + head
 
-                @pl.when(turn >= stages)
-                def _():
-                    plgpu.barrier_wait(refs["rows_free"].at[stage])
-                    plgpu.barrier_wait(refs["drows_free"].at[stage])
+                    @pl.when(turn >= stages)
+                    def _():
+                        plgpu.barrier_wait(refs["rows_free"].at[stage])
+                        plgpu.barrier_wait(refs["drows_free"].at[stage])
 
-                rows_here, drows_here = refs["rows_here"].at[stage], refs["drows_here"].at[stage]
-                plgpu.copy_gmem_to_smem(q.at[b, m, at, head], rows.at[stage], rows_here)
-                plgpu.copy_gmem_to_smem(lse.at[b, head, m, at], row_sums.at[stage], rows_here)
-                plgpu.copy_gmem_to_smem(do.at[b, m, at, head], drows.at[stage], drows_here)
-                plgpu.copy_gmem_to_smem(delta.at[b, head, m, at], row_deltas.at[stage], drows_here)
+                    rows_here, drows_here = refs["rows_here"].at[stage], refs["drows_here"].at[stage]
+                    plgpu.copy_gmem_to_smem(q.at[b, m, at, head], rows.at[stage], rows_here)
+                    plgpu.copy_gmem_to_smem(lse.at[b, head, m, at], row_sums.at[stage], rows_here)
+                    plgpu.copy_gmem_to_smem(do.at[b, m, at, head], drows.at[stage], drows_here)
+                    plgpu.copy_gmem_to_smem(delta.at[b, head, m, at], row_deltas.at[stage], drows_here)
 
-        _drain(visits.windows * steps, stages, refs["rows_free"], refs["drows_free"])
+            return done + visits.windows * steps
+
+        done = lax.fori_loop(0, _turns(items), item, jnp.int32(0))
+        _drain(done, stages, refs["rows_free"], refs["drows_free"])
 
     def consume(
         worker, *, held_k, held_v, seen_BM3, rows, drows, row_sums, row_deltas, keys_held, values_held, sums, **refs
     ) -> None:
-        b, part, key_head, key0 = place()
-        visits = visits_of(call, key0, keys, seen_BM3=seen_BM3, **refs)
-        steps = visits.steps(call)
-        key0 += worker * ROWS
-        at = pl.ds(key0, ROWS)
-        my_keys, my_values, here = keys_held.at[worker], values_held.at[worker], refs["keys_here"].at[worker]
-        plgpu.copy_gmem_to_smem(held_k.at[held_at(b, part, at, key_head)], my_keys, here)
-        plgpu.copy_gmem_to_smem(held_v.at[held_at(b, part, at, key_head)], my_values, here)
-        if far:
-            plgpu.copy_gmem_to_smem(refs["bias"].at[b, at], refs["key_sums"].at[worker], here)
-        plgpu.barrier_wait(here)
-        my_bias = plgpu.layout_cast(refs["key_sums"][worker], BY_ROW) if far else _filled(0, BY_ROW, ROWS)
+        def own(place: _Keys) -> jax.Array:
+            return place.tile * keys + worker * ROWS
 
-        def window(index, carry):
-            m = visits.window(index)
-            seen = _seen(call, not far, seen_BM3[b, m, 0], seen_BM3[b, m, 1], seen_BM3[b, m, 2])
+        def buffer(turn: Any) -> jax.Array:
+            return 2 * worker + lax.rem(turn, 2) if ahead else worker
 
-            def step(step, carry):
-                dk, dv, dbias = carry
-                stage = lax.rem(index * steps + step, stages)
-                row0, _ = visits.rows(call, step)
-                plgpu.barrier_wait(refs["rows_here"].at[stage])
-                score = _products(call, my_keys, rows.at[stage]) * (call.scale * LOG2E)
-                if far:
-                    score += _spread(my_bias, score, 0)
-                score = _hide(score, seen, key0, row0, key_axis=0)
-                lse = plgpu.layout_cast(row_sums[stage], BY_COLUMN)
-                weight = jnp.exp2(score - _spread(lse, score, 1))
-                plgpu.barrier_wait(refs["drows_here"].at[stage])
-                dv = _plus_product(call, dv, weight, drows.at[stage])
-                dweight = _products(call, my_values, drows.at[stage])
-                delta = plgpu.layout_cast(row_deltas[stage], BY_COLUMN)
-                plgpu.barrier_arrive(refs["drows_free"].at[stage])
-                dscore = weight * (dweight - _spread(delta, score, 1))
-                if far:
-                    dbias += dscore.sum(axis=1)
-                dk = _plus_product(call, dk, dscore, rows.at[stage])
-                plgpu.barrier_arrive(refs["rows_free"].at[stage])
-                return dk, dv, dbias
+        def fetch(turn: Any) -> None:
+            place, to = _Keys.of(call, parts, tiles, turn), buffer(turn)
+            at, here = pl.ds(own(place), ROWS), refs["keys_here"].at[to]
+            plgpu.copy_gmem_to_smem(held_k.at[held_at(place.b, place.part, at, place.key_head)], keys_held.at[to], here)
+            plgpu.copy_gmem_to_smem(
+                held_v.at[held_at(place.b, place.part, at, place.key_head)], values_held.at[to], here
+            )
+            if biased:
+                plgpu.copy_gmem_to_smem(refs["bias"].at[place.b, at], refs["biases"].at[to], here)
 
-            return lax.fori_loop(0, steps, step, carry)
+        def item(turn: jax.Array, done: jax.Array) -> jax.Array:
+            place, mine = _Keys.of(call, parts, tiles, turn), buffer(turn)
+            visits = visits_of(call, place, keys, seen_BM3=seen_BM3, **refs)
+            steps, b, key0 = visits.steps(call), place.b, own(place)
+            if ahead:
+                pl.when(turn + 1 < _turns(items))(lambda: fetch(turn + 1))
+            plgpu.barrier_wait(refs["keys_here"].at[mine])
 
-        nothing = _filled(0, TILE, ROWS, call.D), _filled(0, TILE, ROWS, call.D), _filled(0, BY_ROW, ROWS)
-        dk, dv, dbias = lax.fori_loop(0, visits.windows, window, nothing)
-        for gradient, ref in ((call.scale * dk, refs["dk"]), (dv, refs["dv"])):
-            sums[worker] = gradient.astype(ref.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(sums.at[worker], ref.at[sums_at(b, part, at, key_head)])
-            plgpu.wait_smem_to_gmem(0)
-        if far:
-            refs["key_sums"][worker] = dbias
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(refs["key_sums"].at[worker], refs["dbias"].at[part, b, key_head, at])
-            plgpu.wait_smem_to_gmem(0)
+            def window(index: jax.Array, carry: Any) -> Any:
+                seen = _Seen.of(seen_BM3, b, visits.window(index))
 
-    return _launch(
-        call,
-        consumers,
-        {"job": call.K * tiles, "part": parts, "b": call.B},
-        produce,
-        consume,
-        inputs,
-        outputs,
-        {
-            "keys_held": _shared(call.dtype, consumers, ROWS, call.D),
-            "values_held": _shared(call.dtype, consumers, ROWS, call.D),
-            "sums": _shared(outputs["dk"].dtype, consumers, ROWS, call.D),
-            "rows": _shared(call.dtype, stages, ROWS, call.D),
-            "drows": _shared(call.dtype, stages, ROWS, call.D),
-            "row_sums": _shared(jnp.float32, stages, ROWS),
-            "row_deltas": _shared(jnp.float32, stages, ROWS),
-            "keys_here": plgpu.Barrier(num_barriers=consumers, num_arrivals=3 if far else 2),
-            "rows_here": plgpu.Barrier(num_barriers=stages, num_arrivals=2),
-            "drows_here": plgpu.Barrier(num_barriers=stages, num_arrivals=2),
-            "rows_free": plgpu.Barrier(num_barriers=stages, num_arrivals=consumers),
-            "drows_free": plgpu.Barrier(num_barriers=stages, num_arrivals=consumers),
+                def step(step: jax.Array, carry: Any) -> Any:
+                    dk, dv, dbias = carry
+                    stage = lax.rem(done + index * steps + step, stages)
+                    row0, _ = visits.rows(call, step)
+
+                    def weigh(score: jax.Array) -> jax.Array:
+                        if biased:
+                            my_bias = plgpu.layout_cast(refs["biases"][mine], BY_ROW)
+                            score += _spread(my_bias, score, 0)
+                        score = _hide(call, score, near, seen, key0, row0, key_axis=0)
+                        lse = plgpu.layout_cast(row_sums[stage], BY_COLUMN)
+                        return jnp.exp2(score * to_log2 - _spread(lse, score, 1))
+
+                    plgpu.barrier_wait(refs["rows_here"].at[stage])
+                    here = functools.partial(plgpu.barrier_wait, refs["drows_here"].at[stage])
+                    products = (keys_held.at[mine], rows.at[stage]), (values_held.at[mine], drows.at[stage])
+                    weight, dweight = _weights(call, *products, here, weigh)
+                    dv = _plus_product(call, dv, weight, drows.at[stage])
+                    delta = plgpu.layout_cast(row_deltas[stage], BY_COLUMN)
+                    plgpu.barrier_arrive(refs["drows_free"].at[stage])
+                    dscore = weight * (dweight - _spread(delta, dweight, 1))
+                    if biased:
+                        dbias += dscore.sum(axis=1)
+                    dk = _plus_product(call, dk, dscore, rows.at[stage])
+                    plgpu.barrier_arrive(refs["rows_free"].at[stage])
+                    return dk, dv, dbias
+
+                return lax.fori_loop(0, steps, step, carry)
+
+            nothing = _filled(0, TILE, ROWS, call.D), _filled(0, TILE, ROWS, call.D), _filled(0, BY_ROW, ROWS)
+            dk, dv, dbias = lax.fori_loop(0, visits.windows, window, nothing)
+            if not ahead:
+                pl.when(turn + 1 < _turns(items))(lambda: fetch(turn + 1))
+            at = pl.ds(key0, ROWS)
+            for number, (gradient, name) in enumerate(((call.scale * dk, "dk"), (dv, "dv"))):
+                to = 2 * worker + number if ahead else worker
+                if number == 0 or not ahead:
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what was there before
+                sums[to] = gradient.astype(refs[name].dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(sums.at[to], refs[name].at[sums_at(b, place.part, at, place.key_head)])
+            if biased:
+                refs["key_sums"][worker] = dbias
+                plgpu.commit_smem()
+                to = refs["dbias"].at[place.part, b, place.key_head, at]
+                plgpu.copy_smem_to_gmem(refs["key_sums"].at[worker], to)
+            return done + visits.windows * steps
+
+        fetch(0)
+        lax.fori_loop(0, _turns(items), item, jnp.int32(0))
+        plgpu.wait_smem_to_gmem(0)
+
+    buffers = 2 * consumers if ahead else consumers
+    scratch = {
+        "keys_held": _shared(call.dtype, buffers, ROWS, call.D),
+        "values_held": _shared(call.dtype, buffers, ROWS, call.D),
+        "sums": _shared(outputs["dk"].dtype, buffers, ROWS, call.D),
+        "rows": _shared(call.dtype, stages, ROWS, call.D),
+        "drows": _shared(call.dtype, stages, ROWS, call.D),
+        "row_sums": _shared(jnp.float32, stages, ROWS),
+        "row_deltas": _shared(jnp.float32, stages, ROWS),
+        "keys_here": plgpu.Barrier(num_barriers=buffers, num_arrivals=3 if biased else 2),
+        "rows_here": plgpu.Barrier(num_barriers=stages, num_arrivals=2),
+        "drows_here": plgpu.Barrier(num_barriers=stages, num_arrivals=2),
+        "rows_free": plgpu.Barrier(num_barriers=stages, num_arrivals=consumers),
+        "drows_free": plgpu.Barrier(num_barriers=stages, num_arrivals=consumers),
+    }
+    if biased:
+        scratch |= {
+            "biases": _shared(jnp.float32, buffers, ROWS),
+            "key_sums": _shared(jnp.float32, consumers, ROWS),
         }
-        | ({"key_sums": _shared(jnp.float32, consumers, ROWS)} if far else {}),
-    )
+    return _launch(call, consumers, items, produce, consume, inputs, outputs, scratch)
