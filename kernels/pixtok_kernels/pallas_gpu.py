@@ -187,7 +187,7 @@ def _prepare(a: Arguments, scale: float, blocks: Blocks | None, interpret: Any) 
         M=M,
         W=whole(W, ROWS),
         P=P,
-        X=whole(P + W, blocks.keys),
+        X=whole(P + W, blocks.keys if P + W <= ROWS else 2 * ROWS),
         S=whole(max(S, 1), blocks.keys),
         H=H,
         K=K,
@@ -326,13 +326,19 @@ def _weights(
     return pl.run_scoped(multiply, ACC(shape, jnp.float32), ACC(shape, jnp.float32))
 
 
-def _plus_product(call: _Call, total: jax.Array, a: jax.Array, b_ref: Any) -> jax.Array:
-    """Adds a·b to a total, with a in registers and b in shared memory."""
-    a = a.astype(call.dtype)
+def _plus_products(call: _Call, *sums: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, ...]:
+    """The sums total + a·b of (total, a, b), with a in registers and b in shared memory."""
     if call.interpret:  # the interpreter knows no operands in registers
-        return total + jnp.dot(a, b_ref[...], preferred_element_type=jnp.float32)
-    state: Any = pl.run_state(lambda sum_ref: plgpu.wgmma(sum_ref, a, b_ref))(ACC.init(total))
-    return state
+        return tuple(
+            total + jnp.dot(a.astype(call.dtype), b_ref[...], preferred_element_type=jnp.float32)
+            for total, a, b_ref in sums
+        )
+
+    def multiply(totals: Any) -> None:
+        for total, (_, a, b_ref) in zip(totals, sums, strict=True):
+            plgpu.wgmma(total, a.astype(call.dtype), b_ref)
+
+    return pl.run_state(multiply)(tuple(ACC.init(total) for total, _, _ in sums))
 
 
 def _drain(steps: jax.Array, stages: int, *free: Any) -> None:
@@ -638,7 +644,7 @@ def _attend(call: _Call, **inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
             weight = jnp.exp2(score * to_log2 - _spread(higher, score, 0))
             total = total * decay + weight.sum(axis=1)
             plgpu.barrier_wait(refs["values_here"].at[stage])
-            out = _plus_product(call, out * _spread(decay, out, 0), weight, refs["values"].at[stage])
+            (out,) = _plus_products(call, (out * _spread(decay, out, 0), weight, refs["values"].at[stage]))
             plgpu.barrier_arrive(refs["values_free"].at[stage])
             return out, higher, total
 
@@ -708,7 +714,7 @@ def _attend_back(call: _Call, **inputs: jax.Array) -> jax.Array:
             weight, dweight = _weights(call, (rows.at[held.buffer], keys), (drows.at[held.buffer], values), here, weigh)
             plgpu.barrier_arrive(refs["values_free"].at[stage])
             my_delta = plgpu.layout_cast(row_deltas[held.buffer], BY_ROW)
-            out = _plus_product(call, out, weight * (dweight - _spread(my_delta, dweight, 0)), keys)
+            (out,) = _plus_products(call, (out, weight * (dweight - _spread(my_delta, dweight, 0)), keys))
             plgpu.barrier_arrive(refs["keys_free"].at[stage])
             return out
 
@@ -938,13 +944,12 @@ def _keys_back(
                     here = functools.partial(plgpu.barrier_wait, refs["drows_here"].at[stage])
                     products = (keys_held.at[mine], rows.at[stage]), (values_held.at[mine], drows.at[stage])
                     weight, dweight = _weights(call, *products, here, weigh)
-                    dv = _plus_product(call, dv, weight, drows.at[stage])
                     delta = plgpu.layout_cast(row_deltas[stage], BY_COLUMN)
-                    plgpu.barrier_arrive(refs["drows_free"].at[stage])
                     dscore = weight * (dweight - _spread(delta, dweight, 1))
                     if biased:
                         dbias += dscore.sum(axis=1)
-                    dk = _plus_product(call, dk, dscore, rows.at[stage])
+                    dv, dk = _plus_products(call, (dv, weight, drows.at[stage]), (dk, dscore, rows.at[stage]))
+                    plgpu.barrier_arrive(refs["drows_free"].at[stage])
                     plgpu.barrier_arrive(refs["rows_free"].at[stage])
                     return dk, dv, dbias
 

@@ -1,5 +1,6 @@
 """Shapes of the operation: its arguments and their check, and the cases that tests, benchmark and tuner share."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,12 @@ BENCH = [Case(B=1, M=M, W=256, P=P, S=M, H=12, K=6, D=64) for M in _WINDOWS for 
 """Images of 1,024 to 200,704 pixels in windows of 16 × 16, one slot for each; a halo of one pixel is 35 keys."""
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _normal(shapes: tuple[tuple[int, ...], ...], dtype: Any, seed: int) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+
+
 def draw(case: Case, dtype: Any, ragged: bool, seed: int = 0) -> Arguments:
     """Normal arrays.
 
@@ -62,8 +69,7 @@ def draw(case: Case, dtype: Any, ragged: bool, seed: int = 0) -> Arguments:
     """
     B, M, W, P, S, H, K, D = case
     shapes = [(B, M, W, H, D), (B, M, P + W, K, D), (B, M, P + W, K, D), (B, S, K, D), (B, S, K, D)]
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    q, k, v, slot_k, slot_v = (jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True))
+    q, k, v, slot_k, slot_v = _normal(tuple(shapes), dtype, seed)
     if not ragged:
         span_M2 = np.stack([np.zeros(M), np.minimum(np.arange(M), S)], -1).astype(np.int32)
         return Arguments(

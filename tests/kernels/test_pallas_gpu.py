@@ -76,7 +76,7 @@ SLOW = {"wide", "grouped", "long"}
 def test_is_the_definition_and_its_gradient(name, interpreted):
     case, dtype, spans, counts, blocks = CASES[name]
     a, scale = arguments(case, dtype, spans, counts), 1.5 * case.D**-0.5
-    if name == "grouped":
+    if name in ("grouped", "long"):  # whose last tiles end beyond their keys
         interpreted = dataclasses.replace(interpreted, **ZEROS)
     do = jnp.asarray(np.random.default_rng(1).normal(size=a.q_BMWHD.shape), dtype)
     expected_o, expected_lse, expected = exact(a, scale, do)
