@@ -1,7 +1,8 @@
 """Hopper kernels of global conditional attention, in Pallas Mosaic GPU (compute capability 9.0a).
 
-One warpgroup keeps the copies of the tensor memory accelerator under way, and one or two others multiply with wgmma,
-64 rows each.  Weights are recomputed from the log-sum-exp, so nothing of size W × (P + W + S) is ever stored.
+One warpgroup keeps the copies of the tensor memory accelerator under way, and others multiply with wgmma, 64 rows each:
+four forward, as many as registers hold for up to 64 features, and two backward.  Weights are recomputed from the
+log-sum-exp, so nothing of size W × (P + W + S) is ever stored.
 
 | kernel | a thread block holds | and walks over | products for a pair |
 |---|---|---|---|
@@ -9,18 +10,19 @@ One warpgroup keeps the copies of the tensor memory accelerator under way, and o
 | `_attend_back`: dq | the same | the same | 3 |
 | `_keys_back`: dk, dv, near or of slots | 64 or 128 keys | the query rows that see one of them | 4 |
 
-Near keys are one sequence, halo first, tiled from its start: a tile may hold both halo and own keys, and P may be any
-number.  Tiles that no row sees are neither fetched nor multiplied; tiles that all rows see whole are not masked.  The
-query heads of a key head are rows like any others, so that keys are never repeated.  Slots are seen from many windows:
-those that see one of a block of slots are listed beforehand and dealt to `Blocks.splits` thread blocks, whose sums are
-added up afterwards in a fixed order.  No atomics: equal inputs give equal gradients.
+There is one thread block for a core; it goes through its share of such items, and has the next one's rows or keys on
+their way while it works.  Near keys are one sequence, halo first, tiled from its start: a tile may hold both halo and
+own keys, and P may be any number.  Tiles that no row sees are neither fetched nor multiplied; tiles that all rows see
+whole are not masked.  The query heads of a key head are rows like any others, so that keys are never repeated.  Slots
+are seen from many windows: those that see one of a block of slots are listed beforehand and dealt to `Blocks.splits`
+items, whose sums are added up afterwards in a fixed order.  No atomics: equal inputs give equal gradients.
 
 Costs on paper, for N pixels with n = W/2 + P + S̄ visible keys each: 4·N·n·H·D floating-point operations forward, and
 14·N·n·H·D backward, where 10 would do with atomics.  For N = 50,176, W = 256, P = 0, S̄ = 98, H = 12, K = 6, D = 64 in
 bfloat16 these are 35 and 122 GFLOP, 28 % more in whole tiles, and 0.23 and 1.0 GB of memory traffic.  At 989 TFLOP/s,
 16 exponentials a cycle and core, and 3.35 TB/s (NVIDIA's data sheet of the H100 SXM and CUDA programming guide) that is
-45 µs of products, 47 µs of exponentials and 70 µs of memory forward; 158, 94 and 290 µs backward.  Memory bounds both.
-No Hopper card has run this yet.
+45 µs of products, 47 µs of exponentials and 70 µs of memory forward; 158, 94 and 290 µs backward.  Measured on an H200:
+see `kernels/README.md`.
 """
 
 import dataclasses

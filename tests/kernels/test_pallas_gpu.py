@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ from jax.interpreters import mlir
 from jax.sharding import SingleDeviceSharding
 
 from oracle import GRADIENTS, abstract, close, exact
-from pixtok_kernels import pallas_gpu, topology
+from pixtok_kernels import global_conditional_attention, pallas_gpu, topology
 from pixtok_kernels.pallas_gpu import Blocks
-from pixtok_kernels.shapes import Arguments, Case
+from pixtok_kernels.shapes import Arguments, Case, draw
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_is_the_definition_and_its_gradient(name, interpreted):
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the interpreter of jax 0.10 knows no transposed operands")
 def test_products_on_wgmma():
     """What the interpreter is spared elsewhere, for the sake of jax 0.10."""
-    on_card = pallas_gpu._Call(*[1] * 9, jnp.float16, 1.0, Blocks(), interpret=False)
+    on_card = pallas_gpu._Call(*[1] * 9, jnp.float16, 1.0, False, Blocks(), interpret=False)
 
     def body(a_ref, b_ref, ab_ref, a, b, ab, here):
         plgpu.copy_gmem_to_smem(a_ref, a.at[0], here)
@@ -151,6 +152,22 @@ def test_what_is_refused():
         Blocks(keys=96)
     with pytest.raises(ValueError, match="stages must be at least 2"):
         Blocks(stages=1)
+
+
+def test_is_taken_on_hopper_and_nowhere_else(monkeypatch):
+    a = draw(Case(1, 2, 64, 0, 2, 2, 1, 64), jnp.bfloat16, ragged=False)
+
+    def lowered(platform: str) -> str:
+        call = jax.jit(lambda a: global_conditional_attention(*a[:6], halo_count_BM=a.halo_count_BM))
+        return call.trace(a).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "mosaic_gpu" not in lowered("cuda")  # which kind of GPU it is for cannot be known here
+    hopper, older = (SimpleNamespace(platform="gpu", compute_capability=version) for version in ("9.0", "8.0"))
+    monkeypatch.setattr(jax, "devices", lambda: [older])
+    assert "mosaic_gpu" not in lowered("cuda")
+    monkeypatch.setattr(jax, "devices", lambda: [hopper])
+    assert "mosaic_gpu" in lowered("cuda")
+    assert "mosaic_gpu" not in lowered("cpu")
 
 
 @pytest.mark.parametrize("D", range(1, 129, 9))
