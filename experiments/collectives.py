@@ -7,7 +7,7 @@ each device along data and fsdp.  Results, a line each as they come, go to resul
 not compiled again.
 
 What the design predicts, for P parameters and n devices, as rings send it (2 bytes: gradients are summed as products
-leave them, in bfloat16):
+leave them, in bfloat16, but with tensor in float32):
 
     data      one all-reduce of the gradient: 2 · 2P · (n−1)/n
     fsdp      weights gathered in the forward pass and in the backward, gradients scattered: 3 · 2P · (n−1)/n
@@ -51,7 +51,7 @@ def predicted(kind: str, n: int, parameters: int) -> float:
         pixels = WINDOWS * MODEL.window**2
         tokens = 2 * (pixels + SLOTS + pixels + WINDOWS)  # of two blocks each
         sums = 3 * 2 * 2 * near * 2 * tokens * MODEL.trunk.width
-        return 2 * 2 * parameters / SPLIT * (outer - 1) / outer + sums
+        return 2 * 4 * parameters / SPLIT * (outer - 1) / outer + sums
     return gradient
 
 

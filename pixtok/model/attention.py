@@ -37,13 +37,13 @@ def line_frequencies(head_width: int) -> np.ndarray:
 
 def line_angles(position: jax.Array, head_width: int) -> jax.Array:
     """Angles (…, D/2), float32, of integer positions (…)."""
-    return jnp.multiply.outer(position.astype(jnp.float32), line_frequencies(head_width))
+    return position.astype(jnp.float32)[..., None] * line_frequencies(head_width)
 
 
 def axial_angles(row: jax.Array, column: jax.Array, head_width: int) -> jax.Array:
     """Angles (…, D/2), float32: the first half of the pairs turns with the row, the second with the column."""
     f = (_AXIAL_THETA ** (-np.arange(0, head_width, 4) / head_width)).astype(np.float32)
-    parts = [jnp.multiply.outer(index.astype(jnp.float32), f) for index in (row, column)]
+    parts = [index.astype(jnp.float32)[..., None] * f for index in (row, column)]
     return jnp.concatenate(parts, axis=-1)
 
 
