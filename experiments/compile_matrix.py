@@ -4,7 +4,8 @@ nice python experiments/compile_matrix.py [ONLY]      # needs libtpu, for H100s 
 
 `upw-image`, and three models of our kind in which encoder, trunk, and what predicts pixels cost about as much as each
 other; 224² images, one a row.  Each result is a line of results/compile_matrix.jsonl as it comes; what is there is not
-compiled again, so stop and start it at will.  Minutes each.  ONLY: those whose `MODEL@TOPOLOGY` holds it.
+compiled again, so stop and start it at will.  Minutes each.  ONLY: those whose `MODEL@TOPOLOGY` holds it.  The table,
+which is printed last, is results/compile_matrix.md.
 """
 
 import dataclasses

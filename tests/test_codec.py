@@ -20,8 +20,12 @@ def codec(config, scale=1.5) -> Codec:
 
 @pytest.mark.parametrize(
     ("config", "scale"),
-    [(SMALL, 1.5), (BY_CHANNEL, 1.5), (ONE_LEVEL, 1.5), (BY_CHANNEL, 2.0)],
-    ids=["residual", "by-channel", "one-level", "overconfident"],
+    [
+        pytest.param(SMALL, 1.5, id="residual"),
+        pytest.param(BY_CHANNEL, 1.5, id="by-channel", marks=pytest.mark.slow),
+        pytest.param(ONE_LEVEL, 1.5, id="one-level", marks=pytest.mark.slow),
+        pytest.param(BY_CHANNEL, 2.0, id="overconfident"),
+    ],
 )
 def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, scale):
     made = codec(config, scale)

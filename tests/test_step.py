@@ -52,9 +52,9 @@ def one(experiment):
 @pytest.mark.parametrize(
     "mesh",
     [
-        Mesh(data=4),
-        Mesh(data=1, fsdp=4),
-        Mesh(data=1, window=4),
+        pytest.param(Mesh(data=4), marks=pytest.mark.slow),
+        pytest.param(Mesh(data=1, fsdp=4), marks=pytest.mark.slow),
+        pytest.param(Mesh(data=1, window=4), marks=pytest.mark.slow),
         Mesh(data=2, tensor=2),
         Mesh(data=1, fsdp=2, dcn_data=2),
         Mesh(data=1, fsdp=2, window=2),
@@ -76,7 +76,7 @@ def test_weights_are_born_sharded(experiment):
     assert all(leaf.sharding == kernel.sharding for leaf in moments)
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_microbatches_change_nothing(experiment, one, parts):
     mesh = Mesh(data=1, window=4)
     train = dataclasses.replace(experiment.train, microbatches=parts)

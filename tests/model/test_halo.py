@@ -66,6 +66,7 @@ def around(side: int, width: int, sizes) -> attention.Halo:
         return halo.around(jnp.asarray(rows.shape_BM2), jnp.asarray(rows.place_BM4), width, side, head_width=16)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(layouts())
 def test_all_that_a_halo_needs_is_in_the_borders(layout):

@@ -39,6 +39,7 @@ def test_presets_have_upws_number_of_parameters(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.slow
 def test_upw_image_begins_with_the_loss_of_a_uniform_guess():
     config = PRESETS["upw-image"]
     rows = batch((image(32, 20),), config=config, slots=8, windows=4)
