@@ -6,7 +6,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
-from pixtok import config
+from pixtok import cluster, config
 from pixtok.errors import InputError
 from pixtok.files import is_local
 from pixtok.step import State
@@ -94,5 +94,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises what json, zarr and the file system raise
+            if cluster.breaks_off(error):
+                raise
             reason = "".join(str(error).splitlines()[:1])
             raise InputError(f"{self.folder / str(step)} cannot be read ({type(error).__name__}: {reason})") from error

@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import functools
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _POLL = 0.1
 _HANDLERS: list[Any] = []
 """What C may call must stay alive."""
+_STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
 def _client() -> Any:
@@ -117,6 +119,18 @@ def say(text: str) -> None:
     """One line on stderr, with the number of the process where there are several."""
     who = f" process {index()} of {count()}:" if count() > 1 else ""
     print(f"pixtok:{who} {text}", file=sys.stderr, flush=True)
+
+
+def breaks_off(error: BaseException | None) -> bool:
+    """Whether this is how jax says that another process is gone; it may be something else.
+
+    What fails when it begins comes as a bare ValueError with a status, and libraries wrap it.
+    """
+    while error is not None and count() > 1:
+        if isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def put(key: str, value: str) -> None:

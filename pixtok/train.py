@@ -21,7 +21,7 @@ from pixtok.errors import ExitCode, InputError, NotFiniteError
 from pixtok.files import Lines, location
 from pixtok.goodput import Ledger
 from pixtok.goodput import describe as describe_goodput
-from pixtok.metrics import Live, Writer, describe, rate
+from pixtok.metrics import Live, Writer, describe, rate, read
 from pixtok.run import Run, check_resumable, write_json
 from pixtok.run import describe as describe_run
 from pixtok.signals import StopRequest
@@ -35,9 +35,9 @@ class _BadLog:
     def __init__(self, run_dir: epath.Path, limit: float) -> None:
         """Raise once this process has found more than `limit` documents bad."""
         self._path, self._limit = run_dir / (f"bad-{cluster.index()}.jsonl" if cluster.index() else "bad.jsonl"), limit
-        before = self._path.read_text().splitlines() if self._path.exists() else []
-        self._known = {json.loads(line)["document"] for line in before}
-        self._file = Lines(self._path, before)
+        before = read(self._path)  # without a last line that a kill cut short
+        self._known = {line["document"] for line in before}
+        self._file = Lines(self._path, [json.dumps(line) for line in before])
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, their bad documents noted."""

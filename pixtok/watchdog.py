@@ -45,8 +45,8 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, jax.errors.JaxRuntimeError) and cluster.count() > 1:
-            # Another process that is gone makes what all do together fail: the threads get the time to notice.
+        if error is not None and cluster.breaks_off(error):
+            # The threads get the time to notice who is gone.
             cluster.say(
                 f"{type(error).__name__}: {str(error).splitlines()[0]}; looking whether another process is gone"
             )
@@ -106,16 +106,18 @@ class Watchdog:
     def _late(self) -> None:
         reason = f"`{self._phase}` did not end within its deadline (after step {self._step}; --deadline.* sets it)"
         own = {"phase": self._phase, "step": self._step}
-        beats: dict[int, str] = {}
         if cluster.count() > 1 and time.monotonic() - self._answered < 2 * self._interval:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                beats = cluster.all_of("beat")
-        for process, said in sorted(beats.items()):
-            if process != cluster.index() and json.loads(said) != own | {"beat": json.loads(said)["beat"]}:
-                reason += f"; {cluster.name(process)} is elsewhere: {_last(said)}"
+                for process, said in sorted(cluster.all_of("beat").items()):
+                    if process != cluster.index() and json.loads(said) != own | {"beat": json.loads(said)["beat"]}:
+                        reason += f"; {cluster.name(process)} is elsewhere: {_last(said)}"
         self._exit(reason)
 
     def _exit(self, reason: str, *, tell: bool = True) -> None:
+        # Telling the others may block as well.
+        end = threading.Timer(2 * self._interval + 30, os._exit, (ExitCode.DEADLINE,))
+        end.daemon = True
+        end.start()
         cluster.say(f"{reason}; stacks of all threads: {self._stacks()}")
         if cluster.count() > 1:
             with contextlib.suppress(jax.errors.JaxRuntimeError):

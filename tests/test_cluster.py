@@ -171,6 +171,21 @@ def test_a_stuck_or_lost_process_is_named(small, tmp_path, victim, number):
 
 
 @pytest.mark.slow
+def test_a_process_lost_in_a_save_or_a_restore_is_named(small, tmp_path):
+    """What the others are doing together then fails, as an error of several kinds."""
+    run_dir = tmp_path / "run"
+    dies = [Path(__file__).with_name("dies_in.py"), "train", small, "--run_dir", run_dir, *OPTIONS]
+    running = train(small, run_dir, 1)
+    wait_until(lambda: lines_of(run_dir) >= 5, running)
+    running[0].kill()
+    finish(running)
+    for method in ("restore", "save"):
+        (code, _, err), (died, *_) = finish(run_cluster(2, 1, dies[0], method, *dies[1:]))
+        assert (code, died) == (4, 9), err
+        assert "process 1" in err
+
+
+@pytest.mark.slow
 def test_a_process_that_never_comes_is_named(small, tmp_path):
     running = train(small, tmp_path / "run", 2, "--deadline.start", 8)
     running[1].send_signal(signal.SIGKILL)

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from helpers import run_pixtok, save_image
 from pixtok import cli
+from pixtok.data.pipeline import Bad
 from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.train import _BadLog
 
 EXPERIMENT = '''
 """A model that trains in seconds."""
@@ -391,3 +394,14 @@ def test_weights_of_a_mixture_change_at_a_checkpoint(experiment, photos, tmp_pat
     assert train(6, 3, 1) == [[0, [3, 1]]]
     assert train(8, 1, 1) == [[0, [3, 1]], [6, [1, 1]]]
     capsys.readouterr()
+
+
+def test_a_bad_document_whose_line_was_cut_short_is_noted_again(tmp_path):
+    a, b = (Bad(number, f"{number}.jpg", "cut", "data") for number in range(2))
+    with _BadLog(epath.Path(tmp_path), 9) as log:
+        log.add([a, b])
+    path = tmp_path / "bad.jsonl"
+    path.write_text(path.read_text()[:-5])
+    with _BadLog(epath.Path(tmp_path), 9) as log:
+        log.add([a, b])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [a._asdict(), b._asdict()]

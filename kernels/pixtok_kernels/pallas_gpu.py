@@ -78,14 +78,17 @@ class Blocks:
 
     def shared_bytes(self, D: int) -> int:
         """Shared memory of the hungriest kernel for D features of 16 bits, all but its barriers."""
-        ahead = 2 if D <= 64 else 1
-        walk_keys = 2 * ROWS * ((3 + ahead) * 2 * D + 4 * 4) + self.stages * self.keys * (4 * D + 4)
+        D = max(32, pl.cdiv(D, 16) * 16)
+        ahead, queries = (2, 4) if D <= 64 else (1, 2)
+        ring = self.stages * self.keys * (4 * D + 4)
+        attend = queries * ROWS * (3 * 2 * D + 4) + ring
+        walk_keys = 2 * ROWS * ((3 + ahead) * 2 * D + 4 * 4) + ring
         walk_rows = 2 * ahead * ROWS * (8 * D + 8) + self.stages * ROWS * (4 * D + 8)
-        return max(walk_keys, walk_rows)
+        return max(attend, walk_keys, walk_rows)
 
 
 def blocks_for(a: Arguments) -> Blocks:
-    """What was tuned, or else a guess from the shapes: no Hopper card has been asked."""
+    """What was tuned, or else what was good for windows of 256 on an H200, guessed for other shapes."""
     found = tuning.tuned(Blocks, ("gpu", "cuda"), Case.of(a), a.q_BMWHD.dtype.itemsize)
     if found:
         return found
@@ -112,6 +115,8 @@ def absence() -> str | None:
 def refusal(a: Arguments, scale: float) -> str | None:
     """Why these kernels cannot take the call; None when they can."""
     W, _, D = a.q_BMWHD.shape[2:]
+    if 0 in a.q_BMWHD.shape[:2]:
+        return f"there must be at least one row and one window; got {a.q_BMWHD.shape[:2]}"
     if a.q_BMWHD.dtype not in (jnp.bfloat16, jnp.float16):
         return f"dtype must be bfloat16 or float16; got {a.q_BMWHD.dtype}"
     if D > WIDEST:

@@ -74,7 +74,9 @@ SLOW = {"wide", "grouped", "long"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
-def test_is_the_definition_and_its_gradient(name, interpreted):
+def test_is_the_definition_and_its_gradient(name, interpreted, monkeypatch):
+    if name in ("grouped", "wide"):  # one thread block goes through all
+        monkeypatch.setattr(pallas_gpu, "CORES", 1)
     case, dtype, spans, counts, blocks = CASES[name]
     a, scale = arguments(case, dtype, spans, counts), 1.5 * case.D**-0.5
     if name in ("grouped", "long"):  # whose last tiles end beyond their keys
@@ -147,6 +149,7 @@ def test_what_is_refused():
     assert "float32" in pallas_gpu.refusal(abstract(case, jnp.float32), 1.0)
     assert "at most 128 features" in pallas_gpu.refusal(abstract(case._replace(D=160), jnp.bfloat16), 1.0)
     assert "at least 16 pixels" in pallas_gpu.refusal(abstract(case._replace(W=8), jnp.bfloat16), 1.0)
+    assert "at least one row" in pallas_gpu.refusal(abstract(case._replace(M=0), jnp.bfloat16), 1.0)
     assert "positive" in pallas_gpu.refusal(abstract(case, jnp.float16), 0.0)
     with pytest.raises(ValueError, match="keys must be 64 or 128"):
         Blocks(keys=96)
