@@ -14,7 +14,7 @@ from pixtok.axes import BATCH
 from pixtok.config import Stream
 from pixtok.model import mesh
 from pixtok.model.causal import causal_attention
-from pixtok.model.param import linear, matrix, param
+from pixtok.model.param import linear, matrix, outer, param
 from pixtok_kernels import global_conditional_attention
 
 # UPW's, which are Llama 3.1's (arXiv 2407.21783 and its published configuration).
@@ -37,13 +37,13 @@ def line_frequencies(head_width: int) -> np.ndarray:
 
 def line_angles(position: jax.Array, head_width: int) -> jax.Array:
     """Angles (…, D/2), float32, of integer positions (…)."""
-    return position.astype(jnp.float32)[..., None] * line_frequencies(head_width)
+    return outer(position, line_frequencies(head_width))
 
 
 def axial_angles(row: jax.Array, column: jax.Array, head_width: int) -> jax.Array:
     """Angles (…, D/2), float32: the first half of the pairs turns with the row, the second with the column."""
     f = (_AXIAL_THETA ** (-np.arange(0, head_width, 4) / head_width)).astype(np.float32)
-    parts = [index.astype(jnp.float32)[..., None] * f for index in (row, column)]
+    parts = [outer(index, f) for index in (row, column)]
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from pixtok import fold
-from pixtok.model.param import embedding, linear, matrix, param
+from pixtok.model.param import embedding, linear, matrix, outer, param
 
 _PLACE_WAVES = 16
 PLACE_SIZE = 2 * 4 * _PLACE_WAVES
@@ -66,7 +66,7 @@ class PlaceEmbed(nn.Module):
     @nn.compact
     def __call__(self, place_BM4: jax.Array) -> jax.Array:
         waves = np.pi / 2.0 ** np.linspace(1, 10, _PLACE_WAVES)
-        angle_BM4R = place_BM4.astype(jnp.float32)[..., None] * waves.astype(np.float32)
+        angle_BM4R = outer(place_BM4, waves.astype(np.float32))
         angle_BMR = angle_BM4R.reshape(*place_BM4.shape[:-1], 4 * _PLACE_WAVES)
         wave_BMR = jnp.concatenate([jnp.sin(angle_BMR), jnp.cos(angle_BMR)], axis=-1)
         size = wave_BMR.shape[-1]

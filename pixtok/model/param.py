@@ -56,3 +56,11 @@ def linear(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
     rows = x if split else x.reshape(-1, x.shape[-1])
     flat = jnp.matmul(rows, kernel.astype(x.dtype).reshape(kernel.shape[0], -1), **options)
     return flat.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def outer(index: jax.Array, frequency_R: np.ndarray) -> jax.Array:
+    """Products (…, R), float32, of integers (…) and frequencies.
+
+    `jnp.multiply.outer` would merge the axes of the index, see `linear`.
+    """
+    return index.astype(jnp.float32)[..., None] * frequency_R.reshape(*[1] * index.ndim, -1)
