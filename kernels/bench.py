@@ -417,7 +417,10 @@ def main() -> int:
     deadline = time.monotonic() + 60 * options.minutes
     try:
         jax.config.update("jax_platforms", {"gpu": "cuda,cpu", "cpu": "cpu"}[options.device])
-        kind = jax.devices()[0].device_kind
+        device = jax.devices()[0]
+        if device.platform != options.device:
+            raise RuntimeError(f"jax has a {device.platform}")
+        kind = device.device_kind
     except Exception as problem:  # jax has several, an AssertionError among them
         print(f"no {options.device} that jax can use here ({_line(problem)})", file=sys.stderr)
         return 2
