@@ -47,9 +47,8 @@ class Watchdog:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and cluster.breaks_off(error):
             # The threads get the time to notice who is gone.
-            cluster.say(
-                f"{type(error).__name__}: {str(error).splitlines()[0]}; looking whether another process is gone"
-            )
+            reason = "".join(str(error).splitlines()[:1])  # what wraps an error may say nothing
+            cluster.say(f"{type(error).__name__}: {reason}; looking whether another process is gone")
             time.sleep(self._deadlines.peer + 2 * self._interval)
         self._over.set()
 

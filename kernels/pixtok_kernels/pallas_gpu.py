@@ -63,7 +63,7 @@ class Blocks:
 
     keys: keys of one step of the kernels that hold queries.
     stages: steps whose copies are under way at once.
-    splits: thread blocks among which the windows that see a block of slots are dealt.
+    splits: items, for any thread block, among which the windows that see a block of slots are dealt.
     """
 
     keys: int = 64

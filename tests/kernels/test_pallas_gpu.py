@@ -62,9 +62,9 @@ CASES = {
         [24, 3, 0, 1],
         Blocks(stages=3, splits=2),
     ),
-    # Rows and keys of several tiles, by one consumer in several rounds; steps that wrap around the stages.
+    # Rows and keys of several tiles, by one consumer; steps that wrap around the stages.
     "long": (Case(1, 1, 150, 170, 140, 1, 1, 20), jnp.float16, [[66, 139]], [65], Blocks()),
-    # Two consumers whose rows differ, in several rounds; wide steps; a span that ends before it starts.
+    # Rows of one block in several turns; wide steps; a span that ends before it starts.
     "wide": (Case(2, 1, 100, 28, 130, 3, 1, 128), jnp.bfloat16, [[0, 130], [129, 7]], [28, 1], Blocks(128)),
     "no-slots": (Case(1, 2, 16, 5, 0, 2, 2, 48), jnp.float16, [[0, 0], [0, 0]], [0, 5], None),
 }
