@@ -7,7 +7,7 @@ MAX_BAD ?= 0.01
 NAME := $(shell test '$(DATA)' = glyphs && echo glyphs || \
 	{ p=$$(realpath '$(DATA)'); b=$$(basename "$$p" | tr -cs 'A-Za-z0-9\n' '-'); echo "$$b-$$(printf %s "$$p" | cksum | cut -d' ' -f1)"; })
 
-.PHONY: demo test test-cluster check format clean
+.PHONY: demo test test-cluster h100 check format clean
 .DELETE_ON_ERROR:
 
 # The main job, on the embedded data or on your own: make demo DATA=/path/to/folder [MAX_BAD=0.1]
@@ -23,11 +23,19 @@ test: check
 # What takes long, or needs the compilers of machines that are not here: GPU kernels are compiled for an H100.  Jobs of
 # several processes run one after the other; a real Slurm is installed for one of them, where apt-get can.
 JOBS := tests/test_cluster.py tests/test_bucket.py tests/launch
-test-cluster: .venv/cuda.stamp
+test-cluster: .venv/cuda.stamp .venv/torch.stamp
 	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
 		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py -k compiles
 	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m slow $(JOBS:%=--ignore=%)
+	PYTHONPATH='$(CURDIR)/.venv/torch' $(BIN)/pytest -q tests/test_convert.py tests/test_bench.py
 	$(BIN)/pytest -q -m slow $(JOBS)
+
+# All that a GPU is wanted for, in one command and MINUTES: make h100 OUT=results.  With the jax that is at hand: no .venv.
+MINUTES ?= 9
+TINY ?= 0
+h100:
+	@test -n '$(OUT)' || { echo "say where results go: make h100 OUT=DIR"; exit 2; }
+	$(PYTHON) experiments/h100.py '$(OUT)' $(MINUTES) $(TINY)
 
 # The static checks alone; pre-commit runs them too.
 check: .venv/test.stamp
@@ -57,6 +65,12 @@ format: .venv/test.stamp
 .venv/cuda.stamp: .venv/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/cuda \
 		-c constraints.txt jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm
+	touch $@
+
+# PyTorch, which nothing but the tests of converted checkpoints needs; on Linux it may bring all of CUDA.
+.venv/torch.stamp: .venv/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .venv/torch \
+		-c constraints.txt torch
 	touch $@
 
 clean:

@@ -75,7 +75,8 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     for name in MODELS:
-        groups = flops.ledger(experiment(name, 8))
+        one = experiment(name, 8)
+        groups = flops.ledger(one.model, flops.full(one))
         total = sum(entry.forward for entry in groups.values())
         shares = ", ".join(f"{group} {entry.forward / total:.0%}" for group, entry in groups.items())
         print(f"{name}: {total / 1e12:.3f} TFLOP forward for one image: {shares}", file=sys.stderr)

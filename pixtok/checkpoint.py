@@ -54,14 +54,15 @@ class Checkpoints:
     def save(self, step: int, state: State, manifest: dict[str, Any]) -> None:
         """Start saving; training may go on at once.  `manifest`: all that must agree before it is loaded."""
         rest = {"step": state.step, "optimizer": state.optimizer}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                manifest=ocp.args.JsonSave(manifest),
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(rest),
-            ),
-        )
+        self._save(step, manifest, params=state.params, rest=rest)
+
+    def save_params(self, step: int, params: Any, manifest: dict[str, Any]) -> None:
+        """Start saving weights alone: enough for everything but to resume."""
+        self._save(step, manifest, params=params)
+
+    def _save(self, step: int, manifest: dict[str, Any], **trees: Any) -> None:
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._manager.save(step, args=ocp.args.Composite(manifest=ocp.args.JsonSave(manifest), **items))
 
     def manifest(self, step: int) -> dict[str, Any]:
         """What was saved beside a state.  Raises InputError when there is none."""

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional
 
 from pixtok import config
+from pixtok.bench.settings import Settings as BenchSettings
 from pixtok.data.build import Settings
 from pixtok.draw import Draw
 from pixtok.errors import DeadlineError, ExitCode, InputError, NotFiniteError, TooLargeError
@@ -62,6 +63,35 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def _experiment(
+    verb: str, function: Callable[..., Any], args: Sequence[str]
+) -> tuple[config.Experiment, list[str]] | None:
+    """The experiment that comes first, and the arguments that are not for its file.
+
+    None where help was asked for, and given.  Raises InputError.
+    """
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: pixtok {verb} {function.__doc__}\n\n`pixtok {verb} EXPERIMENT.py --help` lists all its settings")
+        return None
+    if not args or args[0].startswith("-"):
+        raise InputError(f"pixtok {verb} wants an experiment file first, like experiments/demo.py")
+    file, left, options = config.File(args[0]), [], dict[str, Any]()
+    given = iter(args[1:])
+    for word in given:
+        name, has_value, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in file.options:
+            left.append(word)
+            continue
+        kind, value = type(file.options[name]), value if has_value else next(given, "--")
+        if value.startswith("--"):
+            raise InputError(f"pixtok {verb} {args[0]}: --{name} wants a value")
+        try:
+            options[name] = kind(value)
+        except ValueError:
+            raise InputError(f"pixtok {verb} {args[0]}: --{name} must be {kind.__name__}; got {value!r}") from None
+    return file.make(**options), left
+
+
 @dataclass(frozen=True)
 class _Train:
     experiment: Annotated[config.Experiment, tyro.conf.arg(name="")]
@@ -73,13 +103,11 @@ class _Train:
 
 def train(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py [--a.b VALUE …] [--run_dir DIR] [--init RUN]: train; resumes by itself"""
-    if args and args[0] in ("-h", "--help"):
-        print(f"usage: pixtok train {train.__doc__}\n\n`pixtok train EXPERIMENT.py --help` lists all its settings")
+    found = _experiment("train", train, args)
+    if found is None:
         return ExitCode.DONE
-    if not args or args[0].startswith("-"):
-        raise InputError("pixtok train wants an experiment file first, like experiments/demo.py")
-    loaded = config.load(Path(args[0]))
-    parsed = _parse(_Train, args[1:], f"pixtok train {args[0]}", default=_Train(loaded))
+    loaded, settings = found
+    parsed = _parse(_Train, settings, f"pixtok train {args[0]}", default=_Train(loaded))
     from pixtok import cluster
     from pixtok.files import location
     from pixtok.train import Trainer
@@ -108,15 +136,11 @@ class _Compile:
 
 def compile_(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py --topology T [--a.b VALUE …] [--search] [--json]: the training step, for hardware not here"""
-    if args and args[0] in ("-h", "--help"):
-        print(
-            f"usage: pixtok compile {compile_.__doc__}\n\n`pixtok compile EXPERIMENT.py --help` lists all its settings"
-        )
+    found = _experiment("compile", compile_, args)
+    if found is None:
         return ExitCode.DONE
-    if not args or args[0].startswith("-"):
-        raise InputError("pixtok compile wants an experiment file first, like experiments/demo.py")
-    loaded = config.load(Path(args[0]))
-    parsed = _parse(_Compile, args[1:], f"pixtok compile {args[0]}", default=_Compile(loaded, tyro.MISSING))
+    loaded, settings = found
+    parsed = _parse(_Compile, settings, f"pixtok compile {args[0]}", default=_Compile(loaded, tyro.MISSING))
     if parsed.minutes <= 0:
         raise InputError(f"--minutes must be positive; got {parsed.minutes}")
     config.validate(parsed.experiment)
@@ -328,6 +352,55 @@ def data_vocab(args: Sequence[str]) -> ExitCode:
 
 
 @dataclass(frozen=True)
+class _ConvertUpw:
+    checkpoint: Positional[Path]
+    """A .pth file whose `model` holds the weights; nothing in it is run."""
+    out: Positional[str]
+    """Where the run goes."""
+    heads: int = 12
+    """Query heads."""
+    kv_heads: int = 6
+    """Key/value heads."""
+    fold_factor: int = 16
+    """Fold factor of its colours."""
+    image_size: int = 224
+    """Long side of the images that it was trained on."""
+    window: int = 16
+    """Side of a window, in pixels."""
+    vocabulary: str = "none"
+    """`none`, `bytes`, or the tokenizer.json that it was trained with."""
+
+
+def convert_upw(args: Sequence[str]) -> ExitCode:
+    """CKPT.pth OUT [--vocabulary TOKENIZER.json]: a run with the weights of a checkpoint of UPW's PyTorch code"""
+    parsed = _parse(_ConvertUpw, args, "pixtok convert upw")
+    from pixtok.convert import upw
+
+    settings = {name: value for name, value in vars(parsed).items() if name not in ("checkpoint", "out")}
+    print(upw(parsed.checkpoint, parsed.out, **settings, command=["pixtok", "convert", "upw", *args]))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _ConvertSafetensors:
+    run: Positional[str]
+    """A run directory."""
+    out: Positional[Path]
+    """The file to write."""
+    step: int | None = None
+    """Another checkpoint than the latest."""
+
+
+def convert_safetensors(args: Sequence[str]) -> ExitCode:
+    """RUN OUT.safetensors [--step N]: the weights of a run as a file that other systems read"""
+    parsed = _parse(_ConvertSafetensors, args, "pixtok convert safetensors")
+    from pixtok.convert import safetensors
+
+    print(safetensors(parsed.run, parsed.out, parsed.step))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
 class _BenchData:
     path: str | None = None
     """Measure this data set too."""
@@ -340,11 +413,11 @@ class _BenchData:
 def bench_data(args: Sequence[str]) -> ExitCode:
     """[--path DATA] [--json]: documents/s and pixels/s of the loader on one core"""
     parsed = _parse(_BenchData, args, "pixtok bench data")
-    from pixtok import bench
+    from pixtok.bench import data
 
     if parsed.seconds <= 0:
         raise InputError(f"--seconds must be positive; got {parsed.seconds}")
-    _print(bench.data(parsed.path, parsed.seconds), parsed.json)
+    _print(data.rates(parsed.path, parsed.seconds), parsed.json)
     return ExitCode.DONE
 
 
@@ -357,9 +430,55 @@ class _BenchMemory:
 def bench_memory(args: Sequence[str]) -> ExitCode:
     """[--json]: memory of the full likelihood against that of the states alone, for several fold factors"""
     parsed = _parse(_BenchMemory, args, "pixtok bench memory")
-    from pixtok import bench
+    from pixtok.bench import memory
 
-    _print(bench.memory(), parsed.json)
+    _print(memory.table(), parsed.json)
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _BenchTrain:
+    presets: Positional[tuple[str, ...]]
+    """Models by name: upw-image, family-256, …"""
+    settings: Annotated[BenchSettings, tyro.conf.arg(name="")] = field(default_factory=BenchSettings)
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def bench_train(args: Sequence[str]) -> ExitCode:
+    """PRESET… [--rows B] [--split] [--peer eager] [--json]: time, MFU and memory of the training step"""
+    parsed = _parse(_BenchTrain, args, "pixtok bench train")
+    for name in ("rows", "size", "steps"):
+        if getattr(parsed.settings, name) < 1:
+            raise InputError(f"--{name} must be at least 1; got {getattr(parsed.settings, name)}")
+    from pixtok.bench import train
+
+    found = [train.measure(name, parsed.settings) for name in parsed.presets]
+    print(json.dumps(found, indent=2) if parsed.json else _table(train.table(found)))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True)
+class _ModelInfo:
+    experiment: Annotated[config.Experiment, tyro.conf.arg(name="")]
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def info(args: Sequence[str]) -> ExitCode:
+    """EXPERIMENT.py [--a.b VALUE …] [--json]: parameters and FLOPs of its model, by group"""
+    found = _experiment("info", info, args)
+    if found is None:
+        return ExitCode.DONE
+    loaded, settings = found
+    parsed = _parse(_ModelInfo, settings, f"pixtok info {args[0]}", default=_ModelInfo(loaded))
+    config.validate(parsed.experiment)
+    from pixtok import flops
+
+    if parsed.json:
+        print(json.dumps(flops.facts(parsed.experiment), indent=2))
+    else:
+        print(f"{_table(flops.table(parsed.experiment))}\n\n{flops.remarks(parsed.experiment)}")
     return ExitCode.DONE
 
 
@@ -370,6 +489,7 @@ def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
 
 VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "train": train,
+    "info": info,
     "compile": compile_,
     "eval": evaluate,
     "sample": sample,
@@ -378,8 +498,11 @@ VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "data build": data_build,
     "data info": data_info,
     "data vocab": data_vocab,
+    "convert upw": convert_upw,
+    "convert safetensors": convert_safetensors,
     "bench data": bench_data,
     "bench memory": bench_memory,
+    "bench train": bench_train,
 }
 
 

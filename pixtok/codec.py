@@ -27,6 +27,7 @@ from pixtok.config import Model
 from pixtok.data import images
 from pixtok.document import Document, Rows
 from pixtok.errors import InputError
+from pixtok.extras import extra
 from pixtok.files import progress_bar, write
 from pixtok.run import Run
 from pixtok.stepper import Stepper
@@ -91,11 +92,7 @@ class _Program:
 
 
 def _range_coder() -> Any:
-    try:
-        from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
-    except ImportError:
-        raise InputError("compression needs the package constriction: pip install constriction") from None
-    return stream
+    return extra("constriction", "codec").stream
 
 
 class Codec:

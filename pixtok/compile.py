@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -433,11 +433,11 @@ def search(experiment: Experiment, where: Target, minutes: float, say: Say) -> l
     if where.chip is None or where.available is None:
         raise InputError(f"--search needs a chip whose limits are known, not {where.name}")
     clock, tried = _Clock.of(minutes), list[Tried]()
-    bytes_ = 12 * flops.parameters(experiment)  # weights and two moments in float32
+    bytes_ = 12 * flops.parameters(experiment.model)  # weights and two moments in float32
     per_slice = len(where.devices) // experiment.mesh.dcn_data
     most = _fsdp(experiment, per_slice)
 
-    def attempt(mesh: config.Mesh, rows: int, remat: Literal["none", "block"], parts: int = 1) -> Tried | None:
+    def attempt(mesh: config.Mesh, rows: int, remat: config.Remat, parts: int = 1) -> Tried | None:
         changed = _with(experiment, mesh, batch_size=rows * parts * _rows_ways(mesh), remat=remat, microbatches=parts)
         found = _try(changed, where, say)
         if found:

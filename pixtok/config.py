@@ -2,17 +2,20 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pixtok import fold
 from pixtok.errors import InputError
+
+Remat = Literal["none", "attention", "block"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,9 @@ class Model:
     """Rows above and columns to the left of a window whose pixels its decoder sees exactly."""
     summaries: bool = True
     """The pixel decoder attends to the trunk: to words and to summaries of earlier windows."""
+    transfer: bool = False
+    """Initial weights, scales and learning rates of each matrix follow its shape, so that `train.learning_rate` means
+    the same at every width and depth (see `optim`)."""
     variant: Literal["pixtok", "upw"] = "pixtok"
     """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
     `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window."""
@@ -108,7 +114,11 @@ class Train:
     batch_size: int
     """Rows B of a global batch."""
     learning_rate: float = 3e-4
-    """Peak learning rate."""
+    """Peak learning rate.  With `model.transfer`, of a matrix with 128 inputs and of norms."""
+    word_rate: float = 1.0
+    """Of the table of words, in learning rates; for `model.transfer`."""
+    pixel_rate: float = 1.0
+    """Of the tables of pixels, in learning rates; for `model.transfer`."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     final_rate: float = 0.1
@@ -121,8 +131,9 @@ class Train:
     """Accumulate the gradient over this many parts of a batch."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of activations; weights, optimizer and loss are float32."""
-    remat: Literal["none", "block"] = "block"
-    """`block`: compute each block's activations again in the backward pass instead of keeping them."""
+    remat: Remat = "block"
+    """What of each block is computed again in the backward pass instead of being kept. `attention`: that, with its
+    projections, and all that lies between products of matrices. `block`: everything."""
     seed: int = 0
     """Of the initial weights and of the order of the data."""
     log_every: int = 10
@@ -180,6 +191,16 @@ class Deadlines:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Which steps are recorded, for xprof, in RUN/profile."""
+
+    start: int = 3
+    """The first of them; the first two of a start compile, and wait for data."""
+    steps: int = 0
+    """Their number."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Everything that a run depends on."""
 
@@ -191,6 +212,7 @@ class Experiment:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     mesh: Mesh = field(default_factory=Mesh)
     deadline: Deadlines = field(default_factory=Deadlines)
+    profile: Profile = field(default_factory=Profile)
 
 
 UPW = Model(
@@ -204,6 +226,42 @@ UPW = Model(
     variant="upw",
 )
 
+
+def _require(holds: bool, name: str, wanted: str, got: Any) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {wanted}; got {got}")
+
+
+def family(width: int, *, window: int = 16, vocab_size: int = 262) -> Model:
+    """Pixtok's own models, by one dial: the width of the trunk, a multiple of 64.  Raises InputError.
+
+    Depth is 12 at 768 and grows with the power 0.6 of width: 4 at 128, 33 at 4096.  Heads of the trunk are 64 wide, two
+    for each key/value head where they are even.  Encoder and decoder have a third of the depth, at least 2, heads of
+    32, and the width at which one of them costs about what the trunk does: W·l·e² ≈ L·E², W = `window`².
+    """
+    _require(width >= 64 and width % 64 == 0, "the width of a family's trunk", "a multiple of 64", width)
+    layers = round(12 * (width / 768) ** 0.6)
+    heads = width // 64
+    pixel_layers = max(2, round(layers / 3))
+    pixel_heads = max(1, round(width / window * (layers / pixel_layers) ** 0.5 / 32))
+    pixels = Stream(32 * pixel_heads, pixel_layers, pixel_heads, _kv_heads(pixel_heads))
+    trunk = Stream(width, layers, heads, _kv_heads(heads))
+    return Model(pixels, trunk, pixels, vocab_size=vocab_size, window=window, transfer=True)
+
+
+def _kv_heads(heads: int) -> int:
+    return heads // 2 if heads % 2 == 0 else 1
+
+
+def family_train(width: int, steps: int) -> Train:
+    """How a model of the family is trained: 256 rows at a width of 768, in proportion to width; one learning rate."""
+    return Train(steps, max(8, round(width / 24) * 8), learning_rate=FAMILY_RATE, warmup_steps=steps // 50)
+
+
+FAMILY = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+FAMILY_RATE = 2.0**-8
+"""The best of `experiments/transfer.py`, for trunks 64 to 256 wide."""
+
 PRESETS = {
     "upw-image": UPW,
     "upw-mixed": dataclasses.replace(UPW, vocab_size=32_000),
@@ -214,13 +272,9 @@ PRESETS = {
         fold_factor=32,
         window=8,
     ),
+    **{f"family-{width}": family(width) for width in FAMILY},
 }
-"""Models by name: UPW's two (arXiv 2605.14028) and one that a laptop trains in minutes."""
-
-
-def _require(holds: bool, name: str, wanted: str, got: Any) -> None:
-    if not holds:
-        raise InputError(f"{name} must be {wanted}; got {got}")
+"""Models by name: UPW's two (arXiv 2605.14028), one that a laptop trains in minutes, and pixtok's own family."""
 
 
 def check_weights(weights: Sequence[float], sources: int) -> None:
@@ -274,6 +328,7 @@ def validate(experiment: Experiment) -> None:
         ("train.eval_batches", train.eval_batches),
         ("checkpoint.every", experiment.checkpoint.every),
         ("checkpoint.keep", experiment.checkpoint.keep),
+        ("profile.start", experiment.profile.start),
     ):
         _require(
             value >= 1,
@@ -300,14 +355,27 @@ def validate(experiment: Experiment) -> None:
         "at least 1",
         experiment.checkpoint.keep_every,
     )
+    most = train.steps + 1 - experiment.profile.start
+    _require(
+        experiment.profile.steps == 0 or 0 < experiment.profile.steps <= most,
+        "profile.steps",
+        f"from 0 to {max(0, most)}, for train.steps = {train.steps} and profile.start = {experiment.profile.start}",
+        experiment.profile.steps,
+    )
     for name, value in flatten(experiment.deadline, "deadline."):
         _require(1 <= value < math.inf, name, "at least 1 s", value)
-    for name in ("learning_rate", "clip_norm"):
+    for name in ("learning_rate", "word_rate", "pixel_rate", "clip_norm"):
         value = getattr(train, name)
         _require(0 < value < math.inf, f"train.{name}", "positive and finite", value)
     _require(train.weight_decay >= 0, "train.weight_decay", "at least 0", train.weight_decay)
     for name, share in (("train.final_rate", train.final_rate), ("data.max_bad", data.max_bad)):
         _require(0 <= share <= 1, name, "a share from 0 to 1", share)
+    _require(
+        model.transfer or train.word_rate == train.pixel_rate == 1,
+        "model.transfer",
+        "on for train.word_rate and train.pixel_rate",
+        "off",
+    )
     _require(
         train.batch_size % train.microbatches == 0,
         "train.batch_size",
@@ -316,27 +384,63 @@ def validate(experiment: Experiment) -> None:
     )
 
 
-def load(path: str | Path) -> Experiment:
-    """Run the `config()` of an experiment file.  Raises InputError when there is none, or when it fails."""
-    path = Path(path)
-    spec = importlib.util.spec_from_file_location(f"pixtok_experiment_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"no experiment at {path}: give a Python file that defines config(), like experiments/demo.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        made = module.config() if hasattr(module, "config") else None
-    except InputError:
-        raise
-    except Exception as error:  # whatever is wrong with the file of the user
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else 0
-        message = error.msg if isinstance(error, SyntaxError) else error
-        raise InputError(f"{path}:{line}: {type(error).__name__}: {message}") from error
-    if not isinstance(made, Experiment):
-        raise InputError(f"{path} must define `def config() -> pixtok.config.Experiment`")
-    return made
+_TAKEN = {"name", "run_dir", "init", "json", "topology", "search", "minutes", "help"}
+"""Options of the verbs that take an experiment."""
+
+
+class File:
+    """An experiment file: Python that defines `config() -> Experiment`.
+
+    Parameters of `config`, which all have defaults, are options of the command line.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Runs the file.  Raises InputError when there is none, or when it fails."""
+        self._path = Path(path)
+        spec = importlib.util.spec_from_file_location(f"pixtok_experiment_{self._path.stem}", self._path)
+        if not self._path.is_file() or spec is None or spec.loader is None:
+            raise InputError(
+                f"no experiment at {path}: give a Python file that defines config(), like experiments/demo.py"
+            )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        self._call(spec.loader.exec_module, module)
+        made = getattr(module, "config", None)
+        if not callable(made):
+            raise InputError(f"{path} must define `def config() -> pixtok.config.Experiment`")
+        self._config: Callable[..., Any] = made
+        self.options: dict[str, Any] = {}
+        """Names and defaults of the parameters of `config`."""
+        for name, parameter in inspect.signature(self._config).parameters.items():
+            if type(parameter.default) not in (str, int, float):
+                raise InputError(f"{path}: parameter {name} of config must have a str, an int or a float as default")
+            if name in _TAKEN:
+                raise InputError(f"{path}: parameter {name} of config is an option of pixtok: call it something else")
+            self.options[name] = parameter.default
+
+    def make(self, **options: Any) -> Experiment:
+        """The experiment.  Raises InputError when `config` fails."""
+        made = self._call(self._config, **options)
+        if not isinstance(made, Experiment):
+            raise InputError(f"{self._path} must define `def config() -> pixtok.config.Experiment`")
+        return made
+
+    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except InputError:
+            raise
+        except Exception as error:  # whatever is wrong with the file of the user
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if frame.filename == str(self._path)]
+            line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else 0
+            message = error.msg if isinstance(error, SyntaxError) else error
+            raise InputError(f"{self._path}:{line}: {type(error).__name__}: {message}") from error
+
+
+def load(path: str | Path, **options: Any) -> Experiment:
+    """The experiment of a file.  Raises InputError when there is none, or when it fails."""
+    return File(path).make(**options)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -33,8 +33,8 @@ def evaluate(
     datasets = [Dataset(data)] if data is not None else run.datasets()
     if datasets[0].manifest.fingerprint != run.vocabulary_fingerprint:
         raise InputError(
-            f"{settings.path} was built with another vocabulary than {run.experiment.data.path}, on which {run_dir} "
-            "was trained: build it again with the --vocabulary of that one"
+            f"{settings.path} was built with another vocabulary than {run_dir} was trained with: build it again with "
+            "that --vocabulary"
         )
     # Figures are sums over documents: rows may be as large as an image needs.
     largest = max(packing.largest_image(dataset.index, model.window, settings.image_size) for dataset in datasets)

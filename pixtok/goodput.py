@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -11,6 +13,16 @@ from etils import epath
 from pixtok.files import write
 
 _SECONDS = 15
+_IMPORTED = time.monotonic()
+
+
+def age() -> float:
+    """Seconds since this process was started; where that is not told, elsewhere than on Linux, since it got here."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic() - _IMPORTED
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")  # proc(5), starttime
 
 
 class Ledger:

@@ -54,3 +54,26 @@ CHIPS = {
     )
 }
 """By the name that a topology begins with.  H100: the bytes that CUDA reports of its 80 GB."""
+
+_PEAKS = {
+    "TPU v4": CHIPS["v4"].peak,
+    "TPU v5": CHIPS["v5p"].peak,
+    "TPU v5 lite": CHIPS["v5e"].peak,
+    "TPU v5e": CHIPS["v5e"].peak,
+    "TPU v6 lite": CHIPS["v6e"].peak,
+    "TPU v6e": CHIPS["v6e"].peak,
+    "TPU7x": CHIPS["tpu7x"].device.peak,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": CHIPS["h100"].peak,
+    "NVIDIA H100 PCIe": 1513e12 / 2,
+    "NVIDIA H200": CHIPS["h100"].peak,
+    "NVIDIA B200": 2250e12,
+}
+"""What jax calls a device (`device_kind`), or how that begins → its peak, dense bfloat16.  A100, H200 and B200 by
+NVIDIA's data sheets (B200: a DGX B200's 36 PFLOP/s with sparsity, of eight)."""
+
+
+def peak(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device, None where not known, as of a CPU."""
+    found = [name for name in _PEAKS if device_kind.startswith(name)]
+    return _PEAKS[max(found, key=len)] if found else None

@@ -108,6 +108,7 @@ def describe(figures: dict[str, float]) -> str:
     parts = [f"{label} {figures[name]:.3f}" for name, label in names.items() if name in figures]
     rates = {"pixels_per_s": "pixels/s", "words_per_s": "words/s"}
     parts += [f"{rate(figures[name])} {label}" for name, label in rates.items() if name in figures]
+    parts += [f"MFU {figures['mfu']:.1%}"] if "mfu" in figures else []
     return "  ".join(parts)
 
 

@@ -1,11 +1,13 @@
 """AdamW (arXiv 1711.05101) with warm-up, cosine decay and clipping."""
 
+from operator import mul
 from typing import Any
 
 import jax
 import optax
 
 from pixtok.config import Train
+from pixtok.transfer import rates
 
 _NOT_DECAYED = ("scale", "table")  # norms and embeddings, by how their names begin
 
@@ -31,9 +33,17 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def optimizer(train: Train) -> optax.GradientTransformation:
-    """Clip by the global norm, then AdamW with β = (0.9, 0.95)."""
+def optimizer(train: Train, transfer: bool) -> optax.GradientTransformation:
+    """Clip by the global norm, then AdamW with β = (0.9, 0.95); `transfer`: each parameter at its own rate."""
+    # Gradients fall with width: an ε that none of them comes near.
+    steps = [optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-15 if transfer else 1e-8)]
+    if transfer:
+        steps.append(optax.stateless(lambda updates, params: jax.tree.map(mul, updates, rates(params, train))))
     return optax.chain(
         optax.clip_by_global_norm(train.clip_norm),
-        optax.adamw(schedule(train), b1=0.9, b2=0.95, weight_decay=train.weight_decay, mask=decay_mask),
+        optax.chain(
+            *steps,
+            optax.add_decayed_weights(train.weight_decay, mask=decay_mask),
+            optax.scale_by_learning_rate(schedule(train)),
+        ),
     )

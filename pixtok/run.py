@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from pixtok.config import Experiment, flatten, from_json
+from pixtok.data import packing
 from pixtok.data.index import Dataset
 from pixtok.errors import InputError
 from pixtok.files import location, write
@@ -34,6 +35,7 @@ FREE = (
     "checkpoint.",
     "mesh.",
     "deadline.",
+    "profile.",
 )
 """Settings that a resumed run may change: what a step computes from its batch stays as it is, but for the learning
 rate, whose schedule ends with `train.steps`."""
@@ -63,12 +65,21 @@ def _git_revision() -> str | None:
     return result.stdout.strip()
 
 
-def describe(experiment: Experiment, datasets: Sequence[Dataset], command: Sequence[str]) -> dict[str, Any]:
-    """The experiment, and all that is needed to repeat it: `config.json`, and the manifest of each checkpoint."""
+def describe(
+    experiment: Experiment, datasets: Sequence[Dataset], command: Sequence[str], vocabulary: str | None = None
+) -> dict[str, Any]:
+    """The experiment, and all that is needed to repeat it: `config.json`, and the manifest of each checkpoint.
+
+    `vocabulary`: its fingerprint, for weights that came from elsewhere, and so without data sets.
+    """
     packages = ("pixtok", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {
         "experiment": dataclasses.asdict(experiment),
-        "data": {"fingerprint": data_fingerprint(datasets), "vocabulary": datasets[0].manifest.fingerprint},
+        "data": {
+            "fingerprint": data_fingerprint(datasets),
+            "vocabulary": vocabulary or datasets[0].manifest.fingerprint,
+            "rows": packing.VERSION,
+        },
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},
@@ -87,6 +98,11 @@ def check_resumable(where: Any, before: dict[str, Any], now: dict[str, Any]) -> 
                 f"{where} was trained with {name} = {old}, and now it is {new[name]}: set --{name} {old} to "
                 f"resume, or start anew with another --run_dir (--init {where} begins with its weights)"
             )
+    if before["data"].get("rows") != now["data"]["rows"]:
+        raise InputError(
+            f"{where} was trained by a version of pixtok that puts other documents into a row: start anew with another "
+            f"--run_dir (--init {where} begins with its weights)"
+        )
     if before["data"] != now["data"]:
         paths = ", ".join((new["data.path"], *new["data.mix"]))
         raise InputError(
@@ -141,6 +157,8 @@ class Run:
     def datasets(self) -> list[Dataset]:
         """The data sets that it was trained on.  Raises InputError when one is not at hand."""
         paths = self.experiment.data.paths
+        if not any(paths):
+            raise InputError(f"{self.path} was converted and so has no data set of its own: give --data")
         for path in paths:
             if not Path(path).exists():
                 raise InputError(
@@ -169,5 +187,5 @@ class Run:
 
     @property
     def vocabulary_fingerprint(self) -> str:
-        """Of the vocabulary of the data set that it was trained on."""
+        """Of the vocabulary that it was trained with."""
         return self.content["data"]["vocabulary"]

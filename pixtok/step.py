@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import struct
 from jax import numpy as jnp
 
-from pixtok import likelihood, optim, sharding
+from pixtok import flops, likelihood, optim, sharding, transfer
 from pixtok.config import Experiment
 from pixtok.document import Rows, empty_row
 from pixtok.likelihood import Sums
@@ -34,6 +34,8 @@ class Metrics(NamedTuple):
     """Number of pixels in the batch, predicted or not."""
     words: jax.Array
     """Number of slots that hold a word."""
+    flops: jax.Array
+    """Useful ones of the step (see `flops`)."""
     grad_norm: jax.Array
     """Global norm of the gradient before clipping."""
     learning_rate: jax.Array
@@ -51,7 +53,10 @@ class Program:
         self._train, self._config, self._data = experiment.train, experiment.model, experiment.data
         self.batch_size = experiment.train.batch_size
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
-        self._optimizer, self._schedule = optim.optimizer(self._train), optim.schedule(self._train)
+        self._optimizer, self._schedule = (
+            optim.optimizer(self._train, experiment.model.transfer),
+            optim.schedule(self._train),
+        )
         self._rows = sharding.row_shardings(mesh)
         self._each, one = sharding.each_device(mesh), sharding.replicated(mesh)
         slots = self._rows.word_BS.addressable_devices_indices_map((self.batch_size, experiment.data.slots))
@@ -61,7 +66,8 @@ class Program:
         empty = empty_row(2, 1, experiment.model.window)
         self._example = jax.tree.map(lambda array: array[None], empty)
 
-        boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
+        boxed_state = self._boxed_state  # one object: jax traces it once, and each trace costs seconds
+        boxed = jax.eval_shape(boxed_state, jax.random.key(0))
         shardings = sharding.parameter_shardings(boxed, mesh)
         self.abstract: State = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -69,7 +75,7 @@ class Program:
             shardings,
         )
         """Shapes, dtypes and shardings of the state; holds no memory."""
-        self._init = jax.jit(lambda key: nn.unbox(self._boxed_state(key)), out_shardings=shardings)
+        self._init = jax.jit(boxed_state, out_shardings=shardings)
         self._step = jax.jit(
             self._train_step,
             in_shardings=(shardings, self._rows, self._each),
@@ -80,6 +86,8 @@ class Program:
 
     def _boxed_state(self, key: jax.Array) -> State:
         params = self._model.init(key, self._example)["params"]
+        if self._config.transfer:
+            params = transfer.initial(params)
         return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
 
     def _by_slot(self, params: Any, rows: Rows) -> Sums:
@@ -116,6 +124,7 @@ class Program:
             sums,
             pixels=jnp.sum(rows.shape_BM2.prod(-1), dtype=jnp.int32),
             words=held,
+            flops=3 * flops.of(rows, self._config),
             grad_norm=optax.tree.norm(grads),
             learning_rate=jnp.float32(self._schedule(state.step)),
             stop=stop_N.max(),
@@ -129,7 +138,7 @@ class Program:
 
     def init(self) -> State:
         """The state before the first step, born sharded."""
-        return self._init(jax.random.key(self._train.seed))
+        return nn.unbox(self._init(jax.random.key(self._train.seed)))
 
     def put(self, rows: Rows) -> Rows:
         """The rows at `positions` → the global batch on the mesh."""
@@ -162,9 +171,12 @@ class Program:
         All processes read the largest `stop` of any in the metrics, and so agree on when to stop without waiting for
         each other.
         """
+        return self._step(state, rows, self.flags(stop))
+
+    def flags(self, stop: int) -> jax.Array:
+        """`stop` of this process, for each of its devices."""
         flag = np.full(1, stop, np.int32)
-        stop_N = jax.make_array_from_callback((self._mesh.size,), self._each, lambda _: flag)
-        return self._step(state, rows, stop_N)
+        return jax.make_array_from_callback((self._mesh.size,), self._each, lambda _: flag)
 
     def score(self, params: Any, rows: Rows) -> Sums:
         """Sums for each slot of the global batch, (B, S), in float64 on the host; `rows` are those at `positions`."""

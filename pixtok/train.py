@@ -12,16 +12,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from pixtok import cluster, likelihood, sharding, weights
+from pixtok import cluster, likelihood, programs, sharding, weights
 from pixtok.checkpoint import Checkpoints
 from pixtok.config import Experiment, flatten, validate
 from pixtok.data import mixture
 from pixtok.data.pipeline import Bad, Batch, Loader
 from pixtok.errors import ExitCode, InputError, NotFiniteError
 from pixtok.files import Lines, location
-from pixtok.goodput import Ledger
+from pixtok.goodput import Ledger, age
 from pixtok.goodput import describe as describe_goodput
+from pixtok.hardware import peak
 from pixtok.metrics import Live, Writer, describe, rate, read
+from pixtok.profile import Trace
 from pixtok.run import Run, check_resumable, write_json
 from pixtok.run import describe as describe_run
 from pixtok.signals import StopRequest
@@ -78,6 +80,8 @@ class Trainer:
         self.ledger = Ledger()
         validate(experiment)
         self.experiment, self.run_dir, self._command = experiment, location(run_dir), list(command)
+        self.second_step: float | None = None
+        """Seconds from the start of the process until this start's second step was done."""
         self._init = None if init is None else _init_run(Run(epath.Path(init)), experiment)
 
     def _prepare(self) -> None:
@@ -91,6 +95,10 @@ class Trainer:
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise InputError(f"{self.run_dir} is a file: give another --run_dir")
         self._manifest = describe_run(experiment, self.loader.datasets, self._command)
+        if self._init is not None and self._init.vocabulary_fingerprint != self._manifest["data"]["vocabulary"]:
+            raise InputError(
+                f"{self._init.path} knows another vocabulary than {data.path}: build that with the run's --vocabulary"
+            )
         self._before = None if Run(self.run_dir).is_new else Run(self.run_dir)
         if self._before is not None and self._before.begun:  # else it has nothing to lose
             check_resumable(self.run_dir, self._before.content, self._manifest)
@@ -113,6 +121,7 @@ class Trainer:
         deadline = experiment.deadline
         with self.ledger.count("initialise"):
             cluster.join(deadline.start, deadline.peer)
+            programs.keep()
         silent = not cluster.lead()
         with contextlib.ExitStack() as stack:
             self._watchdog = stack.enter_context(Watchdog(deadline, self.run_dir))
@@ -153,7 +162,8 @@ class Trainer:
 
     def _announce(self, start: int, live: Live) -> None:
         model = f"{rate(self.program.parameters)} parameters"
-        data = f"{self.loader.documents} documents in {self.loader.row_count} rows"
+        filled = f"slots {self.loader.slot_share:.1%} and windows {self.loader.window_share:.1%} filled"
+        data = f"{self.loader.documents} documents in {self.loader.row_count} rows ({filled})"
         processes = f" in {cluster.count()} processes" if cluster.count() > 1 else ""
         live.say(f"{self.run_dir}: {model}, {data}, {jax.device_count()} {jax.devices()[0].device_kind}{processes}")
         if start:
@@ -194,24 +204,31 @@ class Trainer:
         Reads the figures of a step only once the next is under way.
         """
         train, checkpoint, deadline = self.experiment.train, self.experiment.checkpoint, self.experiment.deadline
-        log = _StepLog(self, writer, live, checkpoints)
+        log = _StepLog(self, start, writer, live, checkpoints)
         done = start
         if start == 0:
             self._evaluate(state, 0, writer, live, bad)
         # One process may stop at once; several must first hear of it from each other, in the figures of a step.
         alone = cluster.count() == 1
-        with self.loader.stream(start, self.program.positions) as batches:
+        with (
+            Trace(self.experiment.profile, self.run_dir) as trace,
+            self.loader.stream(start, self.program.positions) as batches,
+        ):
             while done < train.steps and not log.stop and not (alone and stop.code):
+                if done + 1 in trace.turns:
+                    with self._phase("profile", deadline.save):
+                        trace.turn(done + 1, state)
                 first = done == start
-                with self._phase("first_data" if first else "data", deadline.step):
-                    batch = next(batches)
-                bad.add(batch.bad)
-                with self._phase("compile", deadline.compile) if first else self._phase("step", deadline.step):
-                    state, metrics = self.program.train_step(state, self.program.put(batch.rows), stop.code)
-                    done += 1
-                    if first:
-                        jax.block_until_ready(metrics)
-                    log.read()
+                with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
+                    with self._phase("first_data" if first else "data", deadline.step):
+                        batch = next(batches)
+                    bad.add(batch.bad)
+                    with self._phase("compile", deadline.compile) if first else self._phase("step", deadline.step):
+                        state, metrics = self.program.train_step(state, self.program.put(batch.rows), stop.code)
+                        done += 1
+                        if first:
+                            jax.block_until_ready(metrics)
+                        log.read()
                 self.ledger.steps += 1
                 self._watchdog.at(done)
                 log.pending = (done, metrics)
@@ -261,8 +278,10 @@ class Trainer:
                 "documents": self.loader.documents,
                 "rows": self.loader.row_count,
                 "slots_filled": self.loader.slot_share,
+                "windows_filled": self.loader.window_share,
                 "resumed_from": start,
                 "seconds": dict(seconds),
+                "seconds_to_second_step": self.second_step,
                 "waiting_for_data": seconds.get("data", 0.0) / busy if busy else None,
                 "goodput": self.ledger.total(),
                 "processes": cluster.count(),
@@ -274,31 +293,36 @@ class Trainer:
 class _StepLog:
     """Reads the figures of a step while the next one runs; stops the run when they are not finite."""
 
-    def __init__(self, trainer: Trainer, writer: Writer, live: Live, checkpoints: Checkpoints) -> None:
-        self._trainer, self._writer, self._live, self._checkpoints = trainer, writer, live, checkpoints
+    def __init__(self, trainer: Trainer, start: int, writer: Writer, live: Live, checkpoints: Checkpoints) -> None:
+        self._trainer, self._start = trainer, start
+        self._writer, self._live, self._checkpoints = writer, live, checkpoints
         self.pending: tuple[int, Metrics] | None = None
         self.stop = ExitCode.DONE
         """What a process was asked to exit with, in the latest step read; of all processes the same."""
         self._before = max((line.get("seconds", 0.0) for line in writer.lines), default=0.0)
         self._begin = self._mark = time.perf_counter()
-        self._seen = np.zeros(2)
+        self._seen = np.zeros(3)
+        one = peak(jax.devices()[0].device_kind)
+        self._peak = None if one is None else one * jax.device_count()
 
     def read(self) -> None:
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
+        if step == self._start + 2:
+            self._trainer.second_step = age()
         self.stop = ExitCode(int(metrics.stop))
         model = self._trainer.experiment.model
         figures = {name: float(value) for name, value in likelihood.figures(metrics.sums, model).items()}
         if not all(map(math.isfinite, (*figures.values(), float(metrics.grad_norm)))):
             self._fail(step, figures | {"grad_norm": float(metrics.grad_norm)})
-        self._seen += metrics.pixels, metrics.words
+        self._seen += metrics.pixels, metrics.words, metrics.flops
         train = self._trainer.experiment.train
         if step % train.log_every and step != train.steps:
             return
         now = time.perf_counter()
-        pixels, words = self._seen / (now - self._mark)
+        pixels, words, flops = self._seen / (now - self._mark)
         figures |= {
             "lr": float(metrics.learning_rate),
             "grad_norm": float(metrics.grad_norm),
@@ -306,7 +330,9 @@ class _StepLog:
             "pixels_per_s": pixels,
             "words_per_s": words,
         }
-        self._mark, self._seen = now, np.zeros(2)
+        if self._peak is not None:
+            figures["mfu"] = flops / self._peak
+        self._mark, self._seen = now, np.zeros(3)
         self._writer.write(step, "train", figures)
         self._live.update(step, figures)
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from pixtok import sharding
+from pixtok import programs, sharding
 from pixtok.checkpoint import Checkpoints
-from pixtok.config import Data, Mesh
+from pixtok.config import Data, Mesh, Model, from_json
 from pixtok.errors import InputError
 from pixtok.run import Run
 from pixtok.step import Program
@@ -28,6 +28,7 @@ def load(
     `batch_size`, None: the run's, rounded up to a multiple of the devices; it computes in `dtype`, None: the run's.
     Raises InputError when there is no such checkpoint.
     """
+    programs.keep()
     experiment = run.experiment
     devices = jax.device_count()
     batch_size = -(-(batch_size or experiment.train.batch_size) // devices) * devices
@@ -48,7 +49,8 @@ def restore(run: Run, step: int | None, abstract: Any) -> tuple[int, Any]:
     with Checkpoints(run.checkpoints) as checkpoints:
         step = checkpoints.choose(step)
         ours, theirs = run.content, checkpoints.manifest(step)
-        if ours["experiment"]["model"] != theirs["experiment"]["model"] or ours["data"] != theirs["data"]:
+        models = [from_json(Model, content["experiment"]["model"]) for content in (ours, theirs)]  # of any version
+        if models[0] != models[1] or ours["data"] != theirs["data"]:
             saved = checkpoints.folder / str(step)
             raise InputError(f"{saved} was not saved by the run that {run.path / 'config.json'} describes")
         return step, checkpoints.restore_params(step, abstract)

@@ -59,6 +59,9 @@ def in_repository(monkeypatch, request):
         (["data", "build", "glyphs", "OUT", "--validation", "0.5", "--test", "0.5"], "leave nothing to train on"),
         (["data", "build", "glyphs", "OUT", "--limit", "0"], "--limit must be at least 1; got 0"),
         (["data", "info", "nowhere"], "nowhere does not exist"),
+        (["convert"], "pixtok convert: convert upw, convert safetensors?"),
+        (["convert", "upw", "nowhere.pth", "OUT"], "no checkpoint at nowhere.pth: give a .pth file"),
+        (["convert", "safetensors", "nowhere", "OUT"], "OUT must be a .safetensors; got OUT"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, monkeypatch, capsys, request):
@@ -77,7 +80,7 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, monke
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_has_help_with_defaults(verb, capsys):
-    args = [*verb.split(), *([DEMO] if verb in ("train", "compile") else []), "--help"]
+    args = [*verb.split(), *([DEMO] if verb in ("train", "info", "compile") else []), "--help"]
     with pytest.raises(SystemExit) as stop:
         cli.run(args)
     assert stop.value.code == 0
@@ -130,3 +133,26 @@ def test_bench_data_prints_json(dataset, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["data"] for row in rows] == ["224² JPEG", "32² JPEG", str(dataset)]
     assert all(row["documents/s"] > 0 and row["pixels/s"] > 0 for row in rows)
+
+
+def test_info_is_the_ledger(tmp_path, capsys):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from pixtok.config import *\n"
+        "def config(dial: int = 128):\n"
+        "    return Experiment('x', family(dial), Data('d'), family_train(dial, 100))\n"
+    )
+    cli.run(["info", str(path), "--dial", "192", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == sum(group["parameters"] for group in found["groups"].values())
+    assert found["training_step"] == 3 * 64 * sum(group["forward"] for group in found["groups"].values())
+    cli.run(["info", str(path), "--dial=192", "--data.slots", "100"])
+    text = capsys.readouterr().out
+    assert f"{found['parameters']:,}" in text
+    assert "100 slots" in text
+    with pytest.raises(InputError, match="--dial must be int; got 'wide'"):
+        cli.run(["info", str(path), "--dial", "wide"])
+    with pytest.raises(InputError, match="--dial wants a value"):
+        cli.run(["info", str(path), "--dial", "--json"])
+    with pytest.raises(InputError, match="a multiple of 64"):
+        cli.run(["info", str(path), "--dial", "100"])

@@ -186,7 +186,7 @@ def counted(monkeypatch):
         )
 
     monkeypatch.setattr(compiler, "compile_step", step)
-    monkeypatch.setattr(compiler.flops, "parameters", lambda experiment: 100 / 12)
+    monkeypatch.setattr(compiler.flops, "parameters", lambda model: 100 / 12)
     return given
 
 

@@ -27,7 +27,7 @@ def test_json_round_trip():
 
 def test_settings_that_came_later_have_their_defaults():
     content = dataclasses.asdict(GOOD)
-    del content["data"]["mix"]
+    del content["data"]["mix"], content["profile"]
     assert config.from_json(Experiment, content) == GOOD
     del content["train"]["steps"]
     with pytest.raises(InputError, match="another version of pixtok: it differs in steps"):
@@ -69,6 +69,9 @@ def test_presets_are_valid(name):
         ("train.learning_rate", 0.0, "train.learning_rate must be positive and finite; got 0.0"),
         ("train.microbatches", 3, "train.batch_size must be a multiple of train.microbatches = 3; got 4"),
         ("checkpoint.every", 0, "checkpoint.every must be at least 1"),
+        ("profile.start", 0, "profile.start must be at least 1; got 0"),
+        ("profile.steps", -1, "profile.steps must be from 0 to 8, for train.steps = 10 and profile.start = 3; got -1"),
+        ("profile.steps", 9, "profile.steps must be from 0 to 8, for train.steps = 10 and profile.start = 3; got 9"),
     ],
 )
 def test_what_cannot_run_is_refused(name, value, message):
@@ -84,3 +87,12 @@ def test_experiment_files(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(InputError, match="must define"):
         config.load(tmp_path / "empty.py")
+    for code, message in (
+        ("def config(fast=True): ...", "parameter fast of config must have a str, an int or a float"),
+        ("def config(arm): ...", "parameter arm of config must have"),
+        ("def config(init=1): ...", "parameter init of config is an option of pixtok"),
+        ("config = 3", "must define"),
+    ):
+        (tmp_path / "odd.py").write_text(code)
+        with pytest.raises(InputError, match=message):
+            config.load(tmp_path / "odd.py")

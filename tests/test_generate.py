@@ -47,7 +47,13 @@ def greedy_by_recomputation(config, known, mask, text):
 
 
 @pytest.mark.parametrize(
-    "config", [SMALL, BY_CHANNEL, FOLDED, NO_LAYERS], ids=["residual", "by-channel", "folded", "no-layers"]
+    "config",
+    [
+        pytest.param(SMALL, id="residual"),
+        pytest.param(BY_CHANNEL, id="by-channel", marks=pytest.mark.slow),
+        pytest.param(FOLDED, id="folded"),
+        pytest.param(NO_LAYERS, id="no-layers", marks=pytest.mark.slow),
+    ],
 )
 def test_drawing_with_caches_is_drawing_by_recomputation(config):
     known, mask = image(5, 7), np.zeros((5, 7), bool)

@@ -182,7 +182,7 @@ def test_sums_count_what_was_predicted():
     assert likelihood.counts(rows, SMALL) == {"words": 10, "first_pixels": 7, "pixels": 32}
 
 
-@pytest.mark.parametrize("factor", [1, 16, 64, 256])
+@pytest.mark.parametrize("factor", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 64)), 256])
 def test_untrained_bits_of_noise_are_about_those_of_a_uniform_guess(factor):
     """A little more: an untrained model expects a pixel to be like the one before."""
     config = dataclasses.replace(SMALL, fold_factor=factor)

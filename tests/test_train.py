@@ -33,7 +33,7 @@ def config():
         Checkpoint(every=4, keep=2),
     )
 '''
-TIMES = {"seconds", "pixels_per_s", "words_per_s"}
+TIMES = {"seconds", "pixels_per_s", "words_per_s", "mfu"}
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +170,15 @@ def test_a_finished_run_has_nothing_to_do(experiment, finished, tmp_path, capsys
     assert (tmp_path / "run" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
-def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path, capsys):
+def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "second"
+    monkeypatch.setattr("pixtok.train.peak", lambda kind: 1e9)
     cli.run(["train", str(experiment), "--run_dir", str(run_dir), "--init", str(finished), "--train.steps", "3"])
     first, last = lines(run_dir)[0], lines(finished)[-1]
     assert first["step"] == 0
     assert first["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1]
+    assert 0 < figures["mfu"] < 1
     with pytest.raises(InputError, match=r"has model.window = 4, and this experiment has 8"):
         cli.run(["train", str(experiment), "--run_dir", "x", "--init", str(finished), "--model.window", "8"])
     capsys.readouterr()
@@ -349,6 +352,7 @@ def test_a_checkpoint_of_another_training_is_refused_before_it_is_read(experimen
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_some_checkpoints_stay_for_good(experiment, tmp_path, capsys):
     run_dir = tmp_path / "run"
     options = [
@@ -378,6 +382,7 @@ def test_a_save_that_fails_in_the_background_stops_the_run(experiment, tmp_path,
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_weights_of_a_mixture_change_at_a_checkpoint(experiment, photos, tmp_path, capsys):
     from pixtok.data.build import Settings, build
 

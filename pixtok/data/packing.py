@@ -12,6 +12,8 @@ from pixtok.data.index import SPLITS, Index
 from pixtok.errors import InputError
 
 _CHUNK = 4096
+VERSION = 2
+"""Of how rows are made: a run goes on with the rows that it began with, or not at all."""
 
 
 class Pieces(NamedTuple):
@@ -98,34 +100,61 @@ def cut(index: Index, split: int, slots: int, window_limit: int, side: int, imag
     return Pieces(*table[np.argsort(table[:, 0], kind="stable")].T)
 
 
+def _rows(need_P2: np.ndarray) -> list[list[int]]:
+    """Which pieces share a row, of the shares of its slots and windows that each needs.
+
+    Vector bin packing, one row at a time: the largest piece that is left begins it, then the one after which least is
+    free joins it (the greedy of norms of Panigrahy et al., "Heuristics for Vector Bin Packing", 2011).  Where slots and
+    windows are about equally scarce, free slots without windows help nobody, nor the other way round: what is free must
+    be alike.
+    """
+    kind_K2, which_P = np.unique(need_P2, axis=0, return_inverse=True)
+    # Largest first; many pieces are alike, so kinds are few.
+    order_K = np.argsort(-kind_K2.max(1), kind="stable")
+    kind_K2, which_P = kind_K2[order_K], np.argsort(order_K)[which_P.ravel()]
+    ends_K = np.cumsum(np.bincount(which_P))
+    waiting = [pieces.tolist() for pieces in np.split(np.argsort(which_P, kind="stable"), ends_K[:-1])]
+    slots, windows = (float(share) for share in need_P2.sum(0) / need_P2.sum())
+    ratio = min(slots, windows) / max(slots, windows)
+    alike = 4 * ratio * ratio * ratio * ratio
+    # Sums are written out, for products of matrices round differently from machine to machine: all must plan alike.
+    left, rows = (np.arange(len(kind_K2)), *np.ascontiguousarray(kind_K2.T)), []
+    while len(left[0]):
+        row, free, kind, out = [], [1.0, 1.0], int(left[0][0]), []
+        fitting = left
+        while True:
+            row.append(waiting[kind].pop())
+            free = [free[0] - float(kind_K2[kind, 0]), free[1] - float(kind_K2[kind, 1])]
+            fits = (fitting[1] <= free[0] + 1e-9) & (fitting[2] <= free[1] + 1e-9)
+            if not waiting[kind]:
+                out.append(kind)
+                fits &= fitting[0] != kind
+            fitting = tuple(column[fits] for column in fitting)  # what does not fit now never will
+            if not len(fitting[0]):
+                break
+            x, y = free[0] - fitting[1], free[1] - fitting[2]
+            gap = x - y
+            kind = int(fitting[0][np.argmin(slots * (x * x) + windows * (y * y) + alike * (gap * gap))])
+        rows.append(row)
+        if out:
+            there = ~np.isin(left[0], out)
+            left = tuple(column[there] for column in left)
+    return rows
+
+
 def plan(pieces: Pieces, slots: int, window_limit: int, seed: int) -> Plan:
-    """Pack pieces into rows: shuffled from `seed`, then best fit by falling size within chunks of 4096.
+    """Pack pieces into rows: shuffled from `seed`, then within chunks of 4096 (see `_rows`).
 
     What shares a row never sees it, so one plan serves all epochs; the loader shuffles rows anew in each.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(pieces.document_P))
-    length_P = pieces.stop_P - pieces.start_P
-    rows: list[list[int]] = []
-    for chunk in np.array_split(order, -(-len(order) // _CHUNK)):
-        # The scarcer of the two capacities decides which piece is large.
-        share = np.maximum(length_P[chunk] / slots, pieces.windows_P[chunk] / window_limit)
-        free = np.empty((len(chunk), 2), np.int64)
-        used = 0
-        own: list[list[int]] = []
-        for piece in chunk[np.argsort(-share, kind="stable")]:
-            need = (length_P[piece], pieces.windows_P[piece])
-            left = free[:used] - need
-            fits = np.flatnonzero((left >= 0).all(1))
-            if len(fits):
-                row = int(fits[np.argmin((left[fits] / (slots, window_limit)).min(1))])
-            else:
-                row, used = used, used + 1
-                free[row] = slots, window_limit
-                own.append([])
-            free[row] -= need
-            own[row].append(int(piece))
-        rows += own
+    need_P2 = np.stack([(pieces.stop_P - pieces.start_P) / slots, pieces.windows_P / window_limit], axis=1)
+    rows = [
+        [int(chunk[number]) for number in row]
+        for chunk in np.array_split(order, -(-len(order) // _CHUNK))
+        for row in _rows(need_P2[chunk])
+    ]
     # By falling size no longer: the first rows of a split are a fair sample of it.
     rows = [rows[number] for number in rng.permutation(len(rows))]
     return Plan(

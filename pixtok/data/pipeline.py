@@ -182,6 +182,9 @@ class Loader:
         slots = sum(int((some.stop_P - some.start_P).sum()) for some in pieces)
         self.slot_share = slots / (self.row_count * data.slots)
         """Share of all slots that hold something."""
+        windows = sum(int(some.windows_P.sum()) for some in pieces)
+        self.window_share = windows / (self.row_count * data.windows)
+        """Share of all window slots that hold one: a step computes the others too, which nobody needs."""
         weights = [data.weights[n] for n in held] if data.weights else rows
         self.follow([(0, weights)] if stages is None else stages)
 

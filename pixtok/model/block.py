@@ -6,13 +6,16 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from pixtok.config import Stream
+from pixtok.config import Remat, Stream
 from pixtok.model.attention import Attention
 from pixtok.model.mesh import split
 from pixtok.model.param import linear, matrix, param
 
 _EPS = 1e-5
+_KEPT = ("attended", "wide")
+"""What `remat = "attention"` keeps of a block."""
 
 
 class RMSNorm(nn.Module):
@@ -40,7 +43,8 @@ class SwiGLU(nn.Module):
     def __call__(self, x_BSE: jax.Array) -> jax.Array:
         E, hidden = self.config.width, self.config.hidden
         gate, up = (
-            linear(x_BSE, param(self, name, (E, hidden), ("embed", "mlp"), matrix(E))) for name in ("gate", "up")
+            checkpoint_name(linear(x_BSE, param(self, name, (E, hidden), ("embed", "mlp"), matrix(E))), "wide")
+            for name in ("gate", "up")
         )
         init = matrix(hidden, scale=1 / (2 * self.config.layers))
         down = param(self, "down", (hidden, E), ("mlp", "embed"), init)
@@ -65,7 +69,7 @@ class Block(nn.Module):
     def __call__(self, x_SE: jax.Array, *context: Any) -> tuple[jax.Array, None]:
         # Said outright, for the compiler would rather split features, as the weights' are, than rows.
         x_SE = split(x_SE)
-        x_SE = x_SE + self.attend(self.attention_norm(x_SE), *context)
+        x_SE = x_SE + checkpoint_name(self.attend(self.attention_norm(x_SE), *context), "attended")
         return split(x_SE + self.mlp(self.mlp_norm(x_SE))), None
 
     def step(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
@@ -87,12 +91,14 @@ class Stack(nn.Module):
 
     config: Stream
     dtype: jnp.dtype
-    remat: Literal["none", "block"]
+    remat: Remat
     attention: Callable[..., nn.Module] = Attention
 
     @nn.compact
     def __call__(self, x_SE: jax.Array, *context: Any) -> jax.Array:
-        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False)
+        kept = jax.checkpoint_policies.save_only_these_names(*_KEPT)
+        policy = kept if self.remat == "attention" else None
+        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy)
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},

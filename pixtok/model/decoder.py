@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
-from pixtok.config import Model
+from pixtok.config import Model, Remat
 from pixtok.document import Rows
 from pixtok.model.attention import ConditionalAttention, Context, PixelCache, border, look, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
@@ -26,7 +25,7 @@ class PixelDecoder(nn.Module):
 
     config: Model
     dtype: jnp.dtype
-    remat: Literal["none", "block"]
+    remat: Remat
 
     def setup(self) -> None:
         config, stream = self.config, self.config.decoder

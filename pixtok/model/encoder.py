@@ -1,12 +1,10 @@
 """The pixel encoder: each window on its own, down to one summary."""
 
-from typing import Literal
-
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
-from pixtok.config import Model
+from pixtok.config import Model, Remat
 from pixtok.model.attention import Cache, WindowAttention, line_angles, pixel_angles
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.embed import PixelEmbed, PlaceEmbed
@@ -21,7 +19,7 @@ class PixelEncoder(nn.Module):
 
     config: Model
     dtype: jnp.dtype
-    remat: Literal["none", "block"]
+    remat: Remat
 
     def setup(self) -> None:
         config, stream, trunk = self.config, self.config.encoder, self.config.trunk

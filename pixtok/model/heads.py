@@ -69,6 +69,7 @@ class Chain(nn.Module):
     width: int
     sizes: tuple[int, ...]
     dtype: jnp.dtype
+    transfer: bool = False
 
     def setup(self) -> None:
         E = self.width
@@ -91,8 +92,9 @@ class Chain(nn.Module):
     def logits(self, part: int, state_E: jax.Array) -> jax.Array:
         """Float32 logits (…, sizes[part]) of one part, from the state that knows the parts before."""
         state_E = state_E + linear(nn.silu(linear(state_E, self.up[part])), self.down[part])
-        # Twice: so that before all training the value before counts for 2 or 3 nats.
-        scale = 2 * self.width**-0.5
+        # Twice: so that before all training the value before counts for 2 or 3 nats.  What is learned of rows and
+        # states alike grows with their width, not its root: with `transfer` they count as at a width of 48.
+        scale = 2 * 48**0.5 / self.width if self.transfer else 2 * self.width**-0.5
         return scale * linear(state_E, self.value[part].T, preferred_element_type=jnp.float32)
 
     def tell(self, part: int, state_E: jax.Array, value: jax.Array) -> jax.Array:

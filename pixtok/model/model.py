@@ -1,13 +1,13 @@
 """The unified model: documents in, −log p of every word and pixel out."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
 from pixtok import fold
-from pixtok.config import Model
+from pixtok.config import Model, Remat
 from pixtok.document import Rows
 from pixtok.model.decoder import PixelDecoder
 from pixtok.model.encoder import PixelEncoder
@@ -30,7 +30,7 @@ class UnifiedModel(nn.Module):
 
     config: Model
     dtype: jnp.dtype = jnp.float32
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
     def setup(self) -> None:
         config = self.config
@@ -39,7 +39,7 @@ class UnifiedModel(nn.Module):
         self.head = UnifiedHead(config, self.dtype)
         if parts(config):
             self.decoder = PixelDecoder(config, self.dtype, self.remat)
-            self.chain = Chain(config.decoder.width, parts(config), self.dtype)
+            self.chain = Chain(config.decoder.width, parts(config), self.dtype, config.transfer)
 
     def __call__(self, rows: Rows) -> Nats:
         y_BSE, state_BMWE = self.states(rows)

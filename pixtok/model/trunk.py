@@ -1,12 +1,10 @@
 """The trunk: the causal decoder over words and summaries of windows."""
 
-from typing import Literal
-
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
 
-from pixtok.config import Model
+from pixtok.config import Model, Remat
 from pixtok.document import Rows
 from pixtok.model.attention import Cache, line_angles
 from pixtok.model.block import RMSNorm, Stack
@@ -19,7 +17,7 @@ class Trunk(nn.Module):
 
     config: Model
     dtype: jnp.dtype
-    remat: Literal["none", "block"]
+    remat: Remat
 
     def setup(self) -> None:
         stream = self.config.trunk

@@ -1,0 +1,1 @@
+"""Measurements, as ratios and rates of one run on this machine."""
