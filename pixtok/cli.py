@@ -89,6 +89,9 @@ def _experiment(
             options[name] = kind(value)
         except ValueError:
             raise InputError(f"pixtok {verb} {args[0]}: --{name} must be {kind.__name__}; got {value!r}") from None
+    if file.options and {"-h", "--help"} & set(left):
+        print(f"options of {args[0]} itself:\n")
+        print(_table([[f"  --{name}", f"(default: {value})"] for name, value in file.options.items()]), end="\n\n")
     return file.make(**options), left
 
 

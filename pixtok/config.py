@@ -69,8 +69,8 @@ class Model:
     summaries: bool = True
     """The pixel decoder attends to the trunk: to words and to summaries of earlier windows."""
     transfer: bool = False
-    """Initial weights, scales and learning rates of each matrix follow its shape, so that `train.learning_rate` means
-    the same at every width and depth (see `optim`)."""
+    """Initial weights, scales and learning rates of each matrix follow its shape, for one `train.learning_rate` at all
+    widths and depths (see `transfer`)."""
     variant: Literal["pixtok", "upw"] = "pixtok"
     """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
     `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window."""
@@ -260,7 +260,7 @@ def family_train(width: int, steps: int) -> Train:
 
 FAMILY = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 FAMILY_RATE = 2.0**-8
-"""The best of `experiments/transfer.py`, for trunks 64 to 256 wide."""
+"""The best of what `experiments/transfer.py` has measured, at trunks 64 and 128 wide."""
 
 PRESETS = {
     "upw-image": UPW,

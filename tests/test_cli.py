@@ -152,6 +152,9 @@ def test_info_is_the_ledger(tmp_path, capsys):
     assert "100 slots" in text
     with pytest.raises(InputError, match="--dial must be int; got 'wide'"):
         cli.run(["info", str(path), "--dial", "wide"])
+    with pytest.raises(SystemExit):
+        cli.run(["info", str(path), "--help"])
+    assert "--dial  (default: 128)" in capsys.readouterr().out
     with pytest.raises(InputError, match="--dial wants a value"):
         cli.run(["info", str(path), "--dial", "--json"])
     with pytest.raises(InputError, match="a multiple of 64"):

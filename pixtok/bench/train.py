@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import resource
+import signal
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ from pixtok.errors import InputError
 from pixtok.hardware import peak
 from pixtok.step import Program
 from pixtok.words import NoWords
+
+_SMALLER = "take fewer --rows, or a smaller --size"
 
 
 def experiment(model: Model, settings: Settings) -> Experiment:
@@ -91,7 +95,8 @@ def _ours(model: Model, settings: Settings) -> _Side:
         }
         if settings.split:
             spent = trace.seconds(compiled, step, settings.keep)
-            found["split"] = {name: spent.get(name, 0.0) / sum(spent.values()) for name in (*trace.GROUPS, trace.REST)}
+            whole = sum(spent.values())
+            found["split"] = {name: spent.get(name, 0.0) / whole for name in (*trace.GROUPS, trace.REST) if whole}
         return found
 
     return _Side(step, facts)
@@ -150,9 +155,12 @@ def _serve(pipe: Any, make: Callable[[Model, Settings], _Side], model: Model, se
             side.step()
             pipe.send(time.perf_counter() - begin)
         pipe.send(side.facts())
+    except InputError as error:
+        pipe.send(error)
     except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        pipe.send(InputError(reason.strip().splitlines()[0]))
+        lack = "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        pipe.send(InputError(f"{first}: {_SMALLER}") if lack else RuntimeError(traceback.format_exc()))
 
 
 class _Child:
@@ -166,18 +174,18 @@ class _Child:
         other.close()
 
     def ask(self, word: str | None = None) -> Any:
-        """Say a word, and wait for what it gives.  Raises InputError."""
+        """Say a word, and wait for what it gives.  Raises InputError where memory is not enough."""
         try:
             if word is not None:
                 self._pipe.send(word)
             answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join()
-            raise InputError(
-                f"a step ended with exit code {self._process.exitcode}; -9 is the system's, for its memory: take fewer "
-                "--rows, or a smaller --size"
-            ) from None
-        if isinstance(answer, InputError):
+            code = self._process.exitcode
+            if code == -signal.SIGKILL:  # the system's, when memory runs out
+                raise InputError(f"a step was killed: {_SMALLER}") from None
+            raise RuntimeError(f"a step ended with exit code {code}") from None
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -270,8 +278,8 @@ def table(found: Sequence[dict[str, Any]]) -> list[list[str]]:
                 [
                     f"  torch, {one['peer']}",
                     "",
-                    "",
-                    "",
+                    one["dtype"],
+                    "none",
                     "",
                     f"{one['torch_step_s']:.3f}",
                     ratios,
