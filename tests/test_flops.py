@@ -8,10 +8,12 @@ import pytest
 from models import SMALL, batch, compiled, image
 
 from pixtok import flops, hlo
-from pixtok.config import PRESETS, Data, Experiment, Model, Stream, Train
+from pixtok.config import PRESETS, Data, Experiment, Mesh, Model, Stream, Train
 from pixtok.model import heads
 from pixtok.model.halo import offsets
 from pixtok.model.model import UnifiedModel
+from pixtok.sharding import make_mesh
+from pixtok.step import Program
 
 MODELS = {
     **{name: PRESETS[name] for name in ("upw-image", "upw-mixed", "tiny", "family-192", "family-768")},
@@ -122,3 +124,19 @@ def test_attention_grows_as_its_formula_says():
     gained = exact(more) - exact(one)
     keys = len(offsets(2, 4)) - len(offsets(1, 4))
     assert gained == SMALL.decoder.layers * 4 * 16 * 17 * keys * SMALL.decoder.width
+
+
+@pytest.mark.slow
+def test_what_is_computed_again_is_what_the_compiler_adds():
+    model = dataclasses.replace(PRESETS["tiny"], trunk=dataclasses.replace(PRESETS["tiny"].trunk, layers=1))
+    done, ours = {}, {}
+    for remat in ("none", "attention", "block"):
+        made = experiment(model, 20, 16)
+        made = dataclasses.replace(made, train=Train(2, 1, warmup_steps=0, dtype="float32", remat=remat))
+        program = Program(made, make_mesh(Mesh(), jax.devices()[:1]))
+        done[remat] = hlo.Module(program.lower_train_step().compile().as_text(), 1).cost().flops
+        ours[remat] = flops.again(made)
+    for remat in ("attention", "block"):
+        added = (done[remat] - done["none"]) / flops.training_step(made)
+        assert added == pytest.approx(ours[remat] - ours["none"], abs=0.02)
+        assert added > 0.04
