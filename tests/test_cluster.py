@@ -174,9 +174,10 @@ def test_a_stuck_or_lost_process_is_named(small, tmp_path, victim, number):
 def test_a_process_lost_in_a_save_or_a_restore_is_named(small, tmp_path):
     """What the others are doing together then fails, as an error of several kinds."""
     run_dir = tmp_path / "run"
-    dies = [Path(__file__).with_name("dies_in.py"), "train", small, "--run_dir", run_dir, *OPTIONS]
-    running = train(small, run_dir, 1)
-    wait_until(lambda: lines_of(run_dir) >= 5, running)
+    endless = ["--train.steps", 100_000, "--train.eval_every", 50_000]
+    dies = [Path(__file__).with_name("dies_in.py"), "train", small, "--run_dir", run_dir, *OPTIONS, *endless]
+    running = train(small, run_dir, 1, *endless)
+    wait_until(lambda: any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*")), running)
     running[0].kill()
     finish(running)
     for method in ("restore", "save"):
