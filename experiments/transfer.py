@@ -62,8 +62,8 @@ def runs() -> Iterator[tuple[str, Size, float]]:
             yield f"depth/{deep}", Size(deep=deep), rate
         for wide in (1, 4):
             yield f"standard/{wide}", Size(wide=wide, transfer=False), rate
-    for table in ("pixel", "word"):
-        for factor in (0.25, 4.0):
+    for table, factors in (("pixel", (0.25, 2.0, 4.0, 8.0, 16.0)), ("word", (0.25, 0.5, 2.0, 4.0))):
+        for factor in factors:
             for wide in (1, 4):
                 yield f"{table} x{factor}/{wide}", Size(wide=wide)._replace(**{f"{table}_rate": factor}), BEST
 

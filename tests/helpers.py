@@ -49,6 +49,8 @@ def run_cluster(processes: int, devices: int, *args: object) -> list[subprocess.
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(index),
+            # Process 0 alone would find its programs there, and wait for the others longer than gloo does.
+            JAX_ENABLE_COMPILATION_CACHE="0",
         )
         for index in range(processes)
     ]
