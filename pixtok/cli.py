@@ -1,8 +1,6 @@
 """The command line: each verb parses and calls; everything it does can be imported."""
 
-import contextlib
 import importlib.metadata
-import io
 import json
 import re
 import sys
@@ -10,89 +8,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from pixtok import config
+from pixtok.arguments import experiment, parse, table
 from pixtok.bench.settings import Settings as BenchSettings
 from pixtok.data.build import Settings
 from pixtok.draw import Draw
 from pixtok.errors import DeadlineError, ExitCode, InputError, NotFiniteError, TooLargeError
 from pixtok.files import write
-
-T = TypeVar("T")
-_STYLE = (tyro.conf.PositionalMetavarFromFieldName,)
-
-
-def _parse(cls: type[T], args: Sequence[str], prog: str, **default: Any) -> T:
-    """Parse flags into a dataclass.  What tyro says of an error in a box becomes one line: InputError."""
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            return tyro.cli(cls, args=list(args), prog=prog, use_underscores=True, config=_STYLE, **default)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            print(out.getvalue(), end="")
-            raise
-        raise InputError(_one_line(err.getvalue() or out.getvalue(), prog)) from None
-
-
-def _one_line(box: str, prog: str) -> str:
-    rule = re.compile(r"^[\s─━\-╭╮╰╯│|]*$")
-    lines = [line.strip(" │|") for line in box.splitlines() if not rule.match(line)]
-    text = " ".join(lines[1:])  # after the title
-    message = re.split(r"Argument helptext:|Perhaps you meant:|For full helptext|Full helptext", text)[0].strip()
-    unknown = re.match(r"Unrecognized options: (\S+?)(,|\s|$)", message)
-    if unknown:
-        near = re.search(r"Perhaps you meant:\s+(--[\w.\-]+)", text)
-        hint = f"; did you mean {near[1]}?" if near else ""
-        message = f"unknown option {unknown[1]}{hint}"
-    missing = re.match(r"Missing from .+?: (\S+)", message)  # what is between may be wrapped
-    if missing:
-        message = f"{missing[1]} is missing"
-    message = re.sub(
-        r"no type matching \{None\}\|(\w+) could be instantiated from \['?(.*?)'?\].*", r"\2 is no \1", message
-    )
-    return f"{prog}: {message} (`{prog} --help` lists all options)"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _experiment(
-    verb: str, function: Callable[..., Any], args: Sequence[str]
-) -> tuple[config.Experiment, list[str]] | None:
-    """The experiment that comes first, and the arguments that are not for its file.
-
-    None where help was asked for, and given.  Raises InputError.
-    """
-    if args and args[0] in ("-h", "--help"):
-        print(f"usage: pixtok {verb} {function.__doc__}\n\n`pixtok {verb} EXPERIMENT.py --help` lists all its settings")
-        return None
-    if not args or args[0].startswith("-"):
-        raise InputError(f"pixtok {verb} wants an experiment file first, like experiments/demo.py")
-    file, left, options = config.File(args[0]), [], dict[str, Any]()
-    given = iter(args[1:])
-    for word in given:
-        name, has_value, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in file.options:
-            left.append(word)
-            continue
-        kind, value = type(file.options[name]), value if has_value else next(given, "--")
-        if value.startswith("--"):
-            raise InputError(f"pixtok {verb} {args[0]}: --{name} wants a value")
-        try:
-            options[name] = kind(value)
-        except ValueError:
-            raise InputError(f"pixtok {verb} {args[0]}: --{name} must be {kind.__name__}; got {value!r}") from None
-    if file.options and {"-h", "--help"} & set(left):
-        print(f"options of {args[0]} itself:\n")
-        print(_table([[f"  --{name}", f"(default: {value})"] for name, value in file.options.items()]), end="\n\n")
-    return file.make(**options), left
+from pixtok.scaling import verbs as scaling
 
 
 @dataclass(frozen=True)
@@ -106,11 +34,11 @@ class _Train:
 
 def train(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py [--a.b VALUE …] [--run_dir DIR] [--init RUN]: train; resumes by itself"""
-    found = _experiment("train", train, args)
+    found = experiment("train", train, args)
     if found is None:
         return ExitCode.DONE
     loaded, settings = found
-    parsed = _parse(_Train, settings, f"pixtok train {args[0]}", default=_Train(loaded))
+    parsed = parse(_Train, settings, f"pixtok train {args[0]}", default=_Train(loaded))
     from pixtok import cluster
     from pixtok.files import location
     from pixtok.train import Trainer
@@ -139,11 +67,11 @@ class _Compile:
 
 def compile_(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py --topology T [--a.b VALUE …] [--search] [--json]: the training step, for hardware not here"""
-    found = _experiment("compile", compile_, args)
+    found = experiment("compile", compile_, args)
     if found is None:
         return ExitCode.DONE
     loaded, settings = found
-    parsed = _parse(_Compile, settings, f"pixtok compile {args[0]}", default=_Compile(loaded, tyro.MISSING))
+    parsed = parse(_Compile, settings, f"pixtok compile {args[0]}", default=_Compile(loaded, tyro.MISSING))
     if parsed.minutes <= 0:
         raise InputError(f"--minutes must be positive; got {parsed.minutes}")
     config.validate(parsed.experiment)
@@ -159,7 +87,7 @@ def compile_(args: Sequence[str]) -> ExitCode:
     if parsed.json:
         print(json.dumps(outcome.as_json(loaded), indent=2))
     else:
-        print(_table(compiler.table(outcome.best.report)))
+        print(table(compiler.table(outcome.best.report)))
         if parsed.search:
             print(
                 "\n".join(["", *map(compiler.line, outcome.tried), "", compiler.flags(loaded, outcome.best.experiment)])
@@ -183,7 +111,7 @@ class _Eval:
 
 def evaluate(args: Sequence[str]) -> ExitCode:
     """RUN [--data PATH] [--split S] [--step N]: score a data set, as one JSON object"""
-    parsed = _parse(_Eval, args, "pixtok eval")
+    parsed = parse(_Eval, args, "pixtok eval")
     from pixtok.evaluate import evaluate as score
 
     print(json.dumps(score(parsed.run, data=parsed.data, split=parsed.split, step=parsed.step), indent=2))
@@ -219,7 +147,7 @@ class _Sample:
 
 def sample(args: Sequence[str]) -> ExitCode:
     """RUN [--size HxW] [--prompt TEXT | --complete IMG --keep_rows K | --edit IMG --mask IMG | --read IMG]: draw"""
-    parsed = _parse(_Sample, args, "pixtok sample")
+    parsed = parse(_Sample, args, "pixtok sample")
     how, n = parsed.draw, parsed.n
     for name, holds in (
         ("--n must be at least 1", n >= 1),
@@ -268,7 +196,7 @@ class _Code:
 
 def compress(args: Sequence[str]) -> ExitCode:
     """RUN IMAGE OUT: code the pixels of an image without loss, with the model's probabilities"""
-    parsed = _parse(_Code, args, "pixtok compress")
+    parsed = parse(_Code, args, "pixtok compress")
     from pixtok.codec import compress_file
 
     print(compress_file(parsed.run, parsed.source, parsed.out, parsed.step))
@@ -277,7 +205,7 @@ def compress(args: Sequence[str]) -> ExitCode:
 
 def decompress(args: Sequence[str]) -> ExitCode:
     """RUN IN OUT.png: the image of a file that `pixtok compress` made"""
-    parsed = _parse(_Code, args, "pixtok decompress")
+    parsed = parse(_Code, args, "pixtok decompress")
     from pixtok.codec import decompress_file
 
     print(decompress_file(parsed.run, parsed.source, parsed.out, parsed.step))
@@ -296,7 +224,7 @@ class _Build:
 
 def data_build(args: Sequence[str]) -> ExitCode:
     """SOURCE OUT: make a data set from images, documents, TFDS, or `glyphs`"""
-    parsed = _parse(_Build, args, "pixtok data build")
+    parsed = parse(_Build, args, "pixtok data build")
     from pixtok.data.build import build
 
     manifest = build(parsed.source, parsed.out, parsed.settings)
@@ -317,7 +245,7 @@ class _Info:
 
 def data_info(args: Sequence[str]) -> ExitCode:
     """PATH [--picture PNG]: what a data set holds"""
-    parsed = _parse(_Info, args, "pixtok data info")
+    parsed = parse(_Info, args, "pixtok data info")
     import numpy as np
 
     from pixtok.data import images, picture
@@ -328,7 +256,7 @@ def data_info(args: Sequence[str]) -> ExitCode:
         if parsed.picture.suffix.lower() != ".png":
             raise InputError(f"--picture must be a .png; got {parsed.picture}")
         write(parsed.picture, images.encode(np.asarray(picture.sheet(dataset, parsed.fold_factor))))
-    print(_table(picture.facts(dataset)))
+    print(table(picture.facts(dataset)))
     if parsed.picture is not None:
         print(parsed.picture)
     return ExitCode.DONE
@@ -346,7 +274,7 @@ class _Vocab:
 
 def data_vocab(args: Sequence[str]) -> ExitCode:
     """SOURCE OUT.json [--size N]: train a byte-level BPE vocabulary on the text of a source"""
-    parsed = _parse(_Vocab, args, "pixtok data vocab")
+    parsed = parse(_Vocab, args, "pixtok data vocab")
     from pixtok.data.build import train_vocabulary
 
     size = train_vocabulary(parsed.source, parsed.out, parsed.size)
@@ -376,7 +304,7 @@ class _ConvertUpw:
 
 def convert_upw(args: Sequence[str]) -> ExitCode:
     """CKPT.pth OUT [--vocabulary TOKENIZER.json]: a run with the weights of a checkpoint of UPW's PyTorch code"""
-    parsed = _parse(_ConvertUpw, args, "pixtok convert upw")
+    parsed = parse(_ConvertUpw, args, "pixtok convert upw")
     from pixtok.convert import upw
 
     settings = {name: value for name, value in vars(parsed).items() if name not in ("checkpoint", "out")}
@@ -396,7 +324,7 @@ class _ConvertSafetensors:
 
 def convert_safetensors(args: Sequence[str]) -> ExitCode:
     """RUN OUT.safetensors [--step N]: the weights of a run as a file that other systems read"""
-    parsed = _parse(_ConvertSafetensors, args, "pixtok convert safetensors")
+    parsed = parse(_ConvertSafetensors, args, "pixtok convert safetensors")
     from pixtok.convert import safetensors
 
     print(safetensors(parsed.run, parsed.out, parsed.step))
@@ -415,7 +343,7 @@ class _BenchData:
 
 def bench_data(args: Sequence[str]) -> ExitCode:
     """[--path DATA] [--json]: documents/s and pixels/s of the loader on one core"""
-    parsed = _parse(_BenchData, args, "pixtok bench data")
+    parsed = parse(_BenchData, args, "pixtok bench data")
     from pixtok.bench import data
 
     if parsed.seconds <= 0:
@@ -432,7 +360,7 @@ class _BenchMemory:
 
 def bench_memory(args: Sequence[str]) -> ExitCode:
     """[--json]: memory of the full likelihood against that of the states alone, for several fold factors"""
-    parsed = _parse(_BenchMemory, args, "pixtok bench memory")
+    parsed = parse(_BenchMemory, args, "pixtok bench memory")
     from pixtok.bench import memory
 
     _print(memory.table(), parsed.json)
@@ -450,14 +378,14 @@ class _BenchTrain:
 
 def bench_train(args: Sequence[str]) -> ExitCode:
     """PRESET… [--rows B] [--split] [--peer eager] [--json]: time, MFU and memory of the training step"""
-    parsed = _parse(_BenchTrain, args, "pixtok bench train")
+    parsed = parse(_BenchTrain, args, "pixtok bench train")
     for name in ("rows", "size", "steps"):
         if getattr(parsed.settings, name) < 1:
             raise InputError(f"--{name} must be at least 1; got {getattr(parsed.settings, name)}")
     from pixtok.bench import train
 
     found = [train.measure(name, parsed.settings) for name in parsed.presets]
-    print(json.dumps(found, indent=2) if parsed.json else _table(train.table(found)))
+    print(json.dumps(found, indent=2) if parsed.json else table(train.table(found)))
     return ExitCode.DONE
 
 
@@ -470,24 +398,24 @@ class _ModelInfo:
 
 def info(args: Sequence[str]) -> ExitCode:
     """EXPERIMENT.py [--a.b VALUE …] [--json]: parameters and FLOPs of its model, by group"""
-    found = _experiment("info", info, args)
+    found = experiment("info", info, args)
     if found is None:
         return ExitCode.DONE
     loaded, settings = found
-    parsed = _parse(_ModelInfo, settings, f"pixtok info {args[0]}", default=_ModelInfo(loaded))
+    parsed = parse(_ModelInfo, settings, f"pixtok info {args[0]}", default=_ModelInfo(loaded))
     config.validate(parsed.experiment)
     from pixtok import flops
 
     if parsed.json:
         print(json.dumps(flops.facts(parsed.experiment), indent=2))
     else:
-        print(f"{_table(flops.table(parsed.experiment))}\n\n{flops.remarks(parsed.experiment)}")
+        print(f"{table(flops.table(parsed.experiment))}\n\n{flops.remarks(parsed.experiment)}")
     return ExitCode.DONE
 
 
 def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     cells = ([f"{v:,.0f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)
-    print(json.dumps(rows, indent=2) if as_json else _table([list(rows[0]), *cells]))
+    print(json.dumps(rows, indent=2) if as_json else table([list(rows[0]), *cells]))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
@@ -501,6 +429,10 @@ VERBS: dict[str, Callable[[Sequence[str]], ExitCode]] = {
     "data build": data_build,
     "data info": data_info,
     "data vocab": data_vocab,
+    "plan": scaling.plan,
+    "launch": scaling.launch,
+    "fit": scaling.fit,
+    "report": scaling.report,
     "convert upw": convert_upw,
     "convert safetensors": convert_safetensors,
     "bench data": bench_data,

@@ -149,6 +149,12 @@ def parameters(model: Model) -> int:
     return sum(entry.parameters for entry in ledger(model, Counts(*[0] * len(Counts._fields))).values())
 
 
+def multiplied(model: Model) -> int:
+    """Parameters without the tables of embeddings, which no product of matrices uses: the N of scaling laws."""
+    groups = ledger(model, Counts(*[0] * len(Counts._fields)))
+    return sum(entry.parameters for name, entry in groups.items() if name != "embeddings")
+
+
 def forward(model: Model, n: Counts) -> Any:
     """Useful FLOPs of one forward pass of such rows."""
     return sum(entry.forward for entry in ledger(model, n).values())

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pixtok.files import Lines, is_local, write
 
+SEEN = ("pixels", "words", "flops")
+"""Of all steps of a run so far: words and pixels that were predicted, useful FLOPs."""
+
 
 def read(path: epath.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""

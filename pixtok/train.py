@@ -22,7 +22,7 @@ from pixtok.files import Lines, location
 from pixtok.goodput import Ledger, age
 from pixtok.goodput import describe as describe_goodput
 from pixtok.hardware import peak
-from pixtok.metrics import Live, Writer, describe, rate, read
+from pixtok.metrics import SEEN, Live, Writer, describe, rate, read
 from pixtok.profile import Trace
 from pixtok.run import Run, check_resumable, write_json
 from pixtok.run import describe as describe_run
@@ -141,10 +141,12 @@ class Trainer:
                 _BadLog(self.run_dir, experiment.data.max_bad * sum(map(len, self.loader.datasets))) as bad,
             ):
                 self._announce(start, live)
+                self.ledger.resume(self.run_dir, writer.lost)
                 if start >= steps:
                     live.say(f"nothing to do: train.steps = {steps}")
+                    if not silent and not (self.run_dir / "summary.json").exists():  # killed after its last checkpoint
+                        self._summarise(start, start, writer)
                     return ExitCode.DONE
-                self.ledger.resume(self.run_dir, writer.lost)
                 if not silent:
                     self.ledger.write(self.run_dir, now=True)  # a start that is killed counts as one
                 done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
@@ -236,7 +238,7 @@ class Trainer:
                 saving = done % checkpoint.every == 0 or done == train.steps
                 if evaluating or saving:
                     with self._phase("step", deadline.step):
-                        log.read()
+                        log.read(line=saving)
                 if evaluating:
                     self._evaluate(state, done, writer, live, bad)
                 if saving:
@@ -246,7 +248,7 @@ class Trainer:
                 if not writer.silent:
                     self.ledger.write(self.run_dir)
             with self._phase("step", deadline.step):
-                log.read()
+                log.read(line=True)
         return done, state, log.stop or stop.code
 
     def _evaluate(self, state: State, step: int, writer: Writer, live: Live, bad: _BadLog) -> None:
@@ -275,6 +277,7 @@ class Trainer:
                 "untrained": untrained,
                 "train": last.get("train"),
                 "validation": last.get("validation"),
+                "seen": {name: (last.get("train") or {}).get(name) for name in SEEN},
                 "documents": self.loader.documents,
                 "rows": self.loader.row_count,
                 "slots_filled": self.loader.slot_share,
@@ -302,10 +305,13 @@ class _StepLog:
         self._before = max((line.get("seconds", 0.0) for line in writer.lines), default=0.0)
         self._begin = self._mark = time.perf_counter()
         self._seen = np.zeros(3)
+        last = next((line for line in reversed(writer.lines) if line["split"] == "train"), {})
+        self._total = np.array([last.get(name, 0.0) for name in SEEN])
         one = peak(jax.devices()[0].device_kind)
         self._peak = None if one is None else one * jax.device_count()
 
-    def read(self) -> None:
+    def read(self, line: bool = False) -> None:
+        """`line`: write one whatever the step, for what is saved after it."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
@@ -319,16 +325,18 @@ class _StepLog:
             self._fail(step, figures | {"grad_norm": float(metrics.grad_norm)})
         self._seen += metrics.pixels, metrics.words, metrics.flops
         train = self._trainer.experiment.train
-        if step % train.log_every and step != train.steps:
+        if step % train.log_every and step != train.steps and not line:
             return
         now = time.perf_counter()
         pixels, words, flops = self._seen / (now - self._mark)
+        self._total += self._seen
         figures |= {
             "lr": float(metrics.learning_rate),
             "grad_norm": float(metrics.grad_norm),
             "seconds": self._before + now - self._begin,
             "pixels_per_s": pixels,
             "words_per_s": words,
+            **dict(zip(SEEN, self._total.tolist(), strict=True)),
         }
         if self._peak is not None:
             figures["mfu"] = flops / self._peak

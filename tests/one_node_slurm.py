@@ -5,7 +5,6 @@ All of its files lie in a temporary folder, and its three daemons are stopped at
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import debian
 
 CONF = """
 ClusterName=pixtok
@@ -53,17 +54,7 @@ def missing() -> str | None:
     programs = ("munged", "slurmctld", "slurmd", "sbatch")
     if os.geteuid() != 0:
         return "Slurm's daemons run as root here, and this is another user"
-    if all(map(shutil.which, programs)):
-        return None
-    if shutil.which("apt-get") is None:
-        return "no Slurm, and no apt-get to install it"
-    install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "slurm-wlm", "munge"]
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (install, ["apt-get", "update", "-q"], install):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if all(map(shutil.which, programs)):
-            return None
-    return f"apt-get could not install slurm-wlm and munge: {done.stderr.strip().splitlines()[-1:]}"
+    return debian.lacks(programs, "slurm-wlm", "munge")
 
 
 def _free_ports(count: int) -> list[int]:

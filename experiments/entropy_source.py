@@ -1,0 +1,123 @@
+"""Images whose entropy is known, so that the E of a scaling law has a true value.
+
+python experiments/entropy_source.py build datasets/entropy     # 24,000 images of 16², and their bits per pixel
+pixtok train experiments/entropy_source.py                      # how near a model comes to it
+pixtok plan experiments/entropy_source.py runs/entropy --dials 16 24 32 48 64 --budget 1.2e13 --levels 5 --seeds 3
+pixtok launch runs/entropy --parallel 2
+python experiments/entropy_source.py fit runs/entropy           # 20 laws, each of one seed for each size and budget
+
+A pixel has one of 4 grey levels: a die with sides of 0.7, 0.15, 0.1 and 0.05 is thrown, and its left, upper and upper
+left neighbours choose which level each side stands for, by a table of 125 random permutations.  Whatever they are, the
+entropy of a pixel given those before it is that of the die, H = 1.3190 bits, and so is that of the whole image per
+pixel: exactly, at borders as well.  Losses are those of one validation split, so what counts as true is what the die
+showed there.  Training to within 0.02 bits of it, and the laws: not measured yet.
+"""
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
+
+DIE = np.array([0.7, 0.15, 0.1, 0.05])
+BITS = float(-(DIE * np.log2(DIE)).sum())
+SIDE, IMAGES, LEVELS = 16, 24_000, 4
+
+
+def config(dial: int = 32, steps: int = 4000) -> Experiment:
+    stream = Stream(dial, 2, dial // 8, dial // 8)
+    return Experiment(
+        f"entropy-{dial}",
+        Model(stream, stream, stream, vocab_size=6, fold_factor=64, window=8, halo=1, transfer=True),
+        Data("datasets/entropy", slots=32, windows=16),
+        Train(
+            steps,
+            4,
+            learning_rate=2.0**-8,
+            warmup_steps=steps // 20,
+            final_rate=0.02,
+            dtype="float32",
+            remat="none",
+            eval_every=steps,
+            eval_batches=10_000,  # all of the split, whose own bits per pixel are known
+        ),
+        Checkpoint(every=steps, keep=1),
+    )
+
+
+def draw(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(levels from 0 to 3 of so many images, (count, SIDE, SIDE); bits per pixel of each, of what the die showed)."""
+    rng = np.random.default_rng(seed)
+    outside = LEVELS
+    sides = np.array([rng.permutation(LEVELS) for _ in range((LEVELS + 1) ** 3)])
+    sides = sides.reshape(LEVELS + 1, LEVELS + 1, LEVELS + 1, LEVELS)
+    thrown = rng.choice(LEVELS, p=DIE, size=(SIDE, SIDE, count))
+    levels = np.full((SIDE + 1, SIDE + 1, count), outside)
+    for row in range(1, SIDE + 1):
+        for column in range(1, SIDE + 1):
+            left, up, corner = levels[row, column - 1], levels[row - 1, column], levels[row - 1, column - 1]
+            levels[row, column] = sides[left, up, corner, thrown[row - 1, column - 1]]
+    return levels[1:, 1:].transpose(2, 0, 1), -np.log2(DIE[thrown]).mean((0, 1))
+
+
+def build(out: Path) -> None:
+    """A data set: levels are the middles of their bins, so that what folding loses is known."""
+    from pixtok.data.build import Settings
+    from pixtok.data.build import build as build_dataset
+    from pixtok.data.index import SPLITS, Dataset
+
+    source, (images, bits) = out.with_suffix(".tar"), draw(IMAGES)
+    source.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(source, "w") as tar:
+        for number, image in enumerate(images):
+            file = io.BytesIO()
+            Image.fromarray((256 // LEVELS * image + 128 // LEVELS).astype(np.uint8)).save(file, "png")
+            entry = tarfile.TarInfo(f"{number:05d}.png")
+            entry.size = file.tell()
+            file.seek(0)
+            tar.addfile(entry, file)
+    build_dataset(str(source), out, Settings(vocabulary="none", validation=0.05, test=0.0))
+    source.unlink()
+    dataset = Dataset(out)
+    held_out = np.flatnonzero(dataset.index.split_N == SPLITS.index("validation"))
+    shown = float(np.mean([bits[int(Path(item.id).stem)] for item in dataset.read(held_out.tolist())]))
+    out.with_suffix(".json").write_text(json.dumps({"source": BITS, "validation": shown}))
+    print(f"{out}: {BITS:.4f} bits per pixel, {shown:.4f} of the validation split, {shown / 3:.4f} bits/dim")
+
+
+def fits(folder: Path, repeats: int = 20) -> Iterator[dict[str, Any]]:
+    """E of so many laws in bits per pixel: for each, one run of each size and budget is drawn, of all seeds."""
+    from pixtok.scaling import fit, plan, runs
+
+    all_runs = runs.read([folder])
+    planned = plan.load(folder)
+    cells = [
+        (planned.runs[int(name) - 1].level, n) for name, n in zip(all_runs.names, all_runs.points.n_R, strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    for number in range(repeats):
+        drawn = np.array(
+            [rng.choice([at for at, own in enumerate(cells) if own == cell]) for cell in sorted(set(cells))]
+        )
+        picked = runs.pick(all_runs, drawn)
+        study = fit.study(picked, bootstraps=200, seed=number)
+        E = study.parameters["E"]
+        yield {"E": 3 * E.value, "low": 3 * E.low, "high": 3 * E.high, "state": study.fit.state}
+
+
+if __name__ == "__main__":
+    verb, folder = sys.argv[1], Path(sys.argv[2])
+    if verb == "build":
+        build(folder)
+    else:
+        found, true = list(fits(folder)), json.loads(Path("datasets/entropy.json").read_text())["validation"]
+        covered = sum(line["low"] <= true <= line["high"] for line in found)
+        print("\n".join(map(json.dumps, found)))
+        print(f"{covered} of {len(found)} intervals hold the true {true:.4f} bits per pixel; they share runs")
