@@ -306,7 +306,9 @@ class _StepLog:
         self._begin = self._mark = time.perf_counter()
         self._seen = np.zeros(3)
         last = next((line for line in reversed(writer.lines) if line["split"] == "train"), {})
-        self._total = np.array([last.get(name, 0.0) for name in SEEN])
+        # Unknown, and so left out, where a run goes on that began before they were counted.
+        known = not last or set(SEEN) <= set(last)
+        self._total = np.array([last.get(name, 0.0) for name in SEEN]) if known else None
         one = peak(jax.devices()[0].device_kind)
         self._peak = None if one is None else one * jax.device_count()
 
@@ -329,15 +331,16 @@ class _StepLog:
             return
         now = time.perf_counter()
         pixels, words, flops = self._seen / (now - self._mark)
-        self._total += self._seen
         figures |= {
             "lr": float(metrics.learning_rate),
             "grad_norm": float(metrics.grad_norm),
             "seconds": self._before + now - self._begin,
             "pixels_per_s": pixels,
             "words_per_s": words,
-            **dict(zip(SEEN, self._total.tolist(), strict=True)),
         }
+        if self._total is not None:
+            self._total += self._seen
+            figures |= dict(zip(SEEN, self._total.tolist(), strict=True))
         if self._peak is not None:
             figures["mfu"] = flops / self._peak
         self._mark, self._seen = now, np.zeros(3)

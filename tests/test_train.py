@@ -93,7 +93,28 @@ def test_a_run_leaves_all_that_is_promised(finished):
     assert summary["step"] == 12
     assert summary["validation"]["loss"] < summary["untrained"]["loss"] - 0.3
     assert 0 <= summary["waiting_for_data"] <= 1
+    assert summary["seen"] == {name: summary["train"][name] for name in ("pixels", "words", "flops")}
+    assert summary["seen"]["flops"] > summary["seen"]["pixels"] > 12 * 4
     assert sorted(int(name) for name in os.listdir(finished / "checkpoints")) == [8, 12]
+
+
+def test_a_run_that_was_killed_before_its_summary_gets_one(experiment, finished, tmp_path):
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    wanted = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").unlink()
+    assert run_pixtok("train", experiment, "--run_dir", run_dir).returncode == 0
+    got = json.loads((run_dir / "summary.json").read_text())
+    assert [got[name] for name in ("step", "seen", "validation")] == [
+        wanted[name] for name in ("step", "seen", "validation")
+    ]
+
+
+def test_what_a_run_saw_before_it_was_counted_is_not_guessed(experiment, finished, tmp_path):
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    kept = [{k: v for k, v in line.items() if k not in ("pixels", "words", "flops")} for line in lines(run_dir)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert run_pixtok("train", experiment, "--run_dir", run_dir, "--train.steps", 13).returncode == 0
+    assert set(json.loads((run_dir / "summary.json").read_text())["seen"].values()) == {None}
 
 
 def test_killed_and_resumed_is_never_killed(experiment, finished, tmp_path):
