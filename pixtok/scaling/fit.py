@@ -152,17 +152,14 @@ def study(runs: Runs, bootstraps: int = 1000, seed: int = 0, step: Callable[[], 
         step()
     draws = Law(*np.array(laws).T)
     power_draws = np.array(powers)
-    by_law = Interval(*(float("nan"),) * 3)
-    out = {"surface": by_law, "isoflop": by_law, "envelope": by_law}
     gamma = costs.gamma
-    out["surface"] = _interval(_exponent(found.law, gamma), _exponent(draws, gamma), points)
+    out = {"surface": _interval(_exponent(found.law, gamma), _exponent(draws, gamma), points)}
     for at, (name, value) in enumerate(zip(("isoflop", "envelope"), _powers(points, c_R, group_R, costs), strict=True)):
         out[name] = _interval(value, power_draws[:, at], points)
     both = {
         name: {"N": a, "D": Interval(*(1 - gamma * x for x in (a.value, a.high, a.low)))} for name, a in out.items()
     }
     residual = np.log(found.law.loss(points.n_R, surface.worth(points.d_R, points.unique_R, found.law.repeats)))
-    told = np.isfinite(power_draws).mean(0)
     made = Study(
         runs,
         costs,
@@ -176,11 +173,11 @@ def study(runs: Runs, bootstraps: int = 1000, seed: int = 0, step: Callable[[], 
         residual - np.log(points.loss_R),
         [],
     )
-    return dataclasses.replace(made, warnings=_warnings(made, dict(zip(("isoflop", "envelope"), told, strict=True))))
+    return dataclasses.replace(made, warnings=_warnings(made, float(np.isfinite(power_draws[:, 0]).mean())))
 
 
 def _exponent(law: Law, gamma: float) -> Any:
-    """A of N* ∝ C^a; of D* it is 1 − γa."""
+    """The exponent a of N* ∝ C^a; that of D* is 1 − γa."""
     return law.beta / (law.alpha + gamma * law.beta)
 
 
@@ -190,8 +187,8 @@ def _powers(points: Points, c_R: np.ndarray, group_R: np.ndarray, costs: Cost) -
     return parabolas.a, allocation.by_envelope(points, c_R, group_R).a
 
 
-def _warnings(made: Study, told: dict[str, float]) -> list[str]:
-    """All that a reader must know before using the figures.  `told`: of how many draws approaches have an answer."""
+def _warnings(made: Study, told: float) -> list[str]:
+    """All that a reader must know before using the figures.  `told`: of which share of draws parabolas give N*(C)."""
     runs, found, points = made.runs, made.fit, made.runs.points
     out = []
     hit = [name for name in found.at_bound if name not in ("E", "repeats")]
@@ -214,10 +211,8 @@ def _warnings(made: Study, told: dict[str, float]) -> list[str]:
             out.append(f"IsoFLOP {profile.c:.2g}: {profile.problem}; it is left out of N*(C)")
     if not made.profiles:
         out.append("no budget has runs of three sizes: there are no IsoFLOP parabolas")
-    elif told["isoflop"] < 0.95:
-        out.append(
-            f"IsoFLOP parabolas give N*(C) in {told['isoflop']:.0%} of the bootstraps; their interval is of those"
-        )
+    elif told < 0.95:
+        out.append(f"IsoFLOP parabolas give N*(C) in {told:.0%} of the bootstraps; their interval is of those")
     least = float(points.loss_R.min())
     if made.floor.low == 0 or made.floor.high > 0.998 * least:
         where = "0" if made.floor.low == 0 else "the smallest loss"

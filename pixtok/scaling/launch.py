@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -123,12 +124,14 @@ def local(folder: Path, plan: Plan, parallel: int, retry: bool, say: Callable[[s
                 for number in [number for number, one in running.items() if one.process.poll() is not None]:
                     one = running.pop(number)
                     code, seconds = one.process.returncode, time.monotonic() - one.since
+                    if stopped and code == -signal.SIGTERM:  # before it could save: there was nothing yet
+                        code = int(ExitCode.PREEMPTED)
                     with (folder / "launch.jsonl").open("a") as file:
                         file.write(json.dumps({"run": number, "code": code, "seconds": round(seconds, 1)}) + "\n")
                     spent += plan.runs[number - 1].c
                     left = (time.monotonic() - begin) / spent * (total - spent) / 60
                     if code in _STOPPED:
-                        stopped, what = ExitCode(code), "was stopped, and saved"
+                        stopped, what = stopped or ExitCode(code), "was stopped, and saved"
                     elif code == 0 and _done(folder, number, plan.runs[number - 1]):
                         what = "ended"
                     else:

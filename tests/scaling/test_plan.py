@@ -229,17 +229,26 @@ def test_one_launch_at_a_time_and_what_is_torn_is_not_read(planned):
     assert launch.waiting(folder, made, False) == ([2, 3], [1])
 
 
-def test_a_request_to_stop_is_passed_on(planned, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "handler", "code"),
+    [
+        (15, "lambda *_: sys.exit(75)", ExitCode.PREEMPTED),
+        (2, "lambda *_: sys.exit(75)", ExitCode.INTERRUPTED),
+        (15, "signal.SIG_DFL", ExitCode.PREEMPTED),  # it had not yet got to saving
+    ],
+)
+def test_a_request_to_stop_is_passed_on(planned, tmp_path, number, handler, code):
     made, folder, exits = planned
     exits()
     script = tmp_path / "stand_in.py"
-    waits = "import os, signal, time\nsignal.signal(15, lambda *_: sys.exit(75))\n"
-    waits += "os.kill(os.getppid(), 15)\ntime.sleep(60)\n"
+    waits = f"import os, signal, time\nsignal.signal(15, {handler})\n"
+    waits += f"os.kill(os.getppid(), {number})\ntime.sleep(60)\n"
     script.write_text(script.read_text().replace("exits = ", f"{waits}exits = "))
     said = []
-    assert launch.local(folder, made, 1, False, said.append) == ExitCode.PREEMPTED
+    assert launch.local(folder, made, 1, False, said.append) == code
     assert any("run 1 was stopped, and saved" in text for text in said)
     assert order(folder) == ["1"]
+    assert launch.waiting(folder, made, False) == ([1, 2, 3], [])
 
 
 def test_slurm_gets_an_array_of_what_is_left(planned, tmp_path, monkeypatch):
