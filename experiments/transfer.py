@@ -9,8 +9,9 @@ Every model sees the same 150 batches of 4 images and their classes; what counts
 `depth` as deep, `pixel` and `word` change the rates of the tables of pixels and words alone, at both widths' ends.
 `standard` is `width` without `model.transfer`: initial weights and rates as usual.
 
-80 minutes on one core (2026-11-27): with it the best rate is 2^-8 at all widths, 2^-8, 2^-9 and 2^-8 with 2, 4 and 8
-blocks; without it 2^-7 at width 1 and 2^-9 at width 4. Tables of pixels want 16 times the rate at both widths.
+14 to 170 s a run on one core when nothing else runs (2026-11-27). With it the best rate is 2^-8 at all widths, and
+2^-8, 2^-9 and 2^-8 with 2, 4 and 8 blocks; without it 2^-7 at width 1 and 2^-9 at width 4. Tables of pixels want 16
+times the rate at both widths.
 """
 
 import functools
