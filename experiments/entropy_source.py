@@ -1,6 +1,6 @@
 """Images whose entropy is known, so that the E of a scaling law has a true value.
 
-python experiments/entropy_source.py build datasets/entropy     # 24,000 images of 16², and their bits per pixel
+python experiments/entropy_source.py build datasets/entropy     # 80,000 images of 16², and their bits per pixel
 pixtok train experiments/entropy_source.py                      # how near a model comes to it
 pixtok plan experiments/entropy_source.py runs/entropy --dials 16 24 32 48 64 --budget 1.2e13 --levels 5 --seeds 3
 pixtok launch runs/entropy --parallel 2
@@ -28,10 +28,10 @@ from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 
 DIE = np.array([0.7, 0.15, 0.1, 0.05])
 BITS = float(-(DIE * np.log2(DIE)).sum())
-SIDE, IMAGES, LEVELS = 16, 24_000, 4
+SIDE, IMAGES, LEVELS = 16, 80_000, 4
 
 
-def config(dial: int = 32, steps: int = 4000) -> Experiment:
+def config(dial: int = 32, steps: int = 1500) -> Experiment:
     stream = Stream(dial, 2, dial // 8, dial // 8)
     return Experiment(
         f"entropy-{dial}",
@@ -83,7 +83,7 @@ def build(out: Path) -> None:
             entry.size = file.tell()
             file.seek(0)
             tar.addfile(entry, file)
-    build_dataset(str(source), out, Settings(vocabulary="none", validation=0.05, test=0.0))
+    build_dataset(str(source), out, Settings(vocabulary="none", validation=0.025, test=0.0))
     source.unlink()
     dataset = Dataset(out)
     held_out = np.flatnonzero(dataset.index.split_N == SPLITS.index("validation"))

@@ -16,7 +16,10 @@ _STYLE = (tyro.conf.PositionalMetavarFromFieldName,)
 
 
 def parse(cls: type[T], args: Sequence[str], prog: str, **default: Any) -> T:
-    """Parse flags into a dataclass.  What tyro says of an error in a box becomes one line: InputError."""
+    """Parse flags into a dataclass.  What tyro says of an error in a box becomes one line: InputError.
+
+    With `return_unknown_args=True`: (the dataclass, what it does not know).
+    """
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -8,13 +8,13 @@ import itertools
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 
-from pixtok import config, flops
+from pixtok import arguments, config, flops
 from pixtok.config import Experiment
 from pixtok.data.pipeline import Loader
 from pixtok.errors import InputError
@@ -77,34 +77,32 @@ def _mean_row(experiment: Experiment) -> _Row:
     return _Row(flops.Counts(*(float(x) / _SAMPLE for x in counted)), loader.row_count)
 
 
-def _experiment(file: config.File, options: dict[str, Any], overrides: dict[str, str]) -> Experiment:
-    """With overrides, as on the command line of `pixtok train`.  Raises InputError."""
-    made = file.make(**options)
-    if overrides:
-        words = [word for name, value in overrides.items() for word in (f"--{name}", value)]
-        try:
-            made = tyro.cli(Experiment, args=words, default=made, use_underscores=True, console_outputs=False)
-        except SystemExit:
-            raise InputError(f"--vary: the experiment does not take {shlex.join(words)}") from None
+def _experiment(path: str, dial: int, steps: int | None, words: Sequence[str]) -> Experiment:
+    """With further options, as on the command line of `pixtok train`.  Raises InputError."""
+    size = ["--dial", str(dial), *([] if steps is None else ["--steps", str(steps)])]
+    made, left = arguments.experiment("plan", make, [path, *size, *words]) or (None, [])
+    made = arguments.parse(Experiment, left, "pixtok plan", default=made)
     config.validate(made)
     return made
 
 
-def _axes(vary: tuple[str, ...]) -> list[dict[str, str]]:
+def _axes(vary: tuple[str, ...]) -> list[list[str]]:
+    """Options of all that is crossed."""
     pairs = []
     for axis in vary:
         name, _, values = axis.partition("=")
         if not name or not values:
             raise InputError(f"--vary wants axes like model.fold_factor=8,16; got {axis}")
-        pairs.append([(name, value) for value in values.split(",")])
-    return [dict(chosen) for chosen in itertools.product(*pairs)]
+        pairs.append([[f"--{name}", value] for value in values.split(",")])
+    return [list(itertools.chain(*chosen)) for chosen in itertools.product(*pairs)]
 
 
-def make(path: str, settings: Settings) -> Plan:
-    """Raises InputError."""
-    file = config.File(path)
-    if missing := {"dial", "steps"} - set(file.options):
+def make(path: str, settings: Settings, options: Sequence[str] = ()) -> Plan:
+    """`options`: further ones of all runs, as of `pixtok train`.  Raises InputError."""
+    if missing := {"dial", "steps"} - set(config.File(path).options):
         raise InputError(f"{path}: config() must have the parameters dial and steps; it lacks {', '.join(missing)}")
+    if own := {"--dial", "--steps"} & {word.partition("=")[0] for word in options}:
+        raise InputError(f"{min(own)} is what a plan chooses: --dials and --budget say of what")
     if len(set(settings.dials)) < 3:
         raise InputError(f"a plan wants at least three sizes; --dials has {len(set(settings.dials))}")
     if (settings.budget is None) == (settings.hours is None):
@@ -120,14 +118,14 @@ def make(path: str, settings: Settings) -> Plan:
     total = settings.budget if settings.budget is not None else (settings.hours or 0) * 3600 * (settings.speed or 0)
     variants = _axes(settings.vary)
     rows: dict[Any, _Row] = {}
-    made: list[tuple[int, dict[str, str], Experiment, _Row]] = []
-    for overrides, dial in itertools.product(variants, sorted(set(settings.dials))):
-        experiment = _experiment(file, {"dial": dial}, overrides)
+    made: list[tuple[int, list[str], Experiment, _Row]] = []
+    for variant, dial in itertools.product(variants, sorted(set(settings.dials))):
+        experiment = _experiment(path, dial, None, [*options, *variant])
         data, model = experiment.data, experiment.model
         key = (data, model.vocab_size, model.window, model.halo)  # all that counts depend on
         if key not in rows:
             rows[key] = _mean_row(experiment)
-        made.append((dial, overrides, experiment, rows[key]))
+        made.append((dial, variant, experiment, rows[key]))
 
     # Of a grid, a level is an amount of data, whose cost differs by size; of IsoFLOP profiles it is a cost.
     steps = np.linspace(-settings.decades, 0, settings.levels) if settings.levels > 1 else np.zeros(1)
@@ -138,27 +136,26 @@ def make(path: str, settings: Settings) -> Plan:
     largest = total / weight  # FLOPs of a run, or pixels
     runs, left_out = [], []
     for level, share in enumerate(shares):
-        for (dial, overrides, experiment, row), cost in zip(made, per_pixel, strict=True):
+        for (dial, variant, experiment, row), cost in zip(made, per_pixel, strict=True):
             batch = experiment.train.batch_size
             pixels = share * largest / cost if isoflop else share * largest
             count = max(1, round(pixels / (row.counts.pixels * batch)))
             epochs = count * batch / row.rows
-            name = " ".join([f"dial {dial}", *(f"{a} {b}" for a, b in overrides.items())])
+            name = " ".join([f"dial {dial}", *(word.removeprefix("--") for word in variant)])
             if count < settings.least_steps or epochs > settings.most_epochs:
                 why = f"{count} steps" if count < settings.least_steps else f"{epochs:.1f} epochs"
                 left_out.append(f"level {level + 1}, {name}: {why}")
                 continue
             n = flops.multiplied(experiment.model)
-            planned = _experiment(file, {"dial": dial, "steps": count}, overrides)
+            planned = _experiment(path, dial, count, [*options, *variant])
             if planned.train.batch_size != batch or planned.model != experiment.model:
                 raise InputError(f"{path}: config() must make the same model and batch whatever its steps")
             for seed in range(settings.seeds):
-                options = ["--dial", str(dial), "--steps", str(count)]
-                options += [word for pair in overrides.items() for word in (f"--{pair[0]}", pair[1])]
-                options += ["--train.seed", str(experiment.train.seed + seed)] if settings.seeds > 1 else []
+                words = ["--dial", str(dial), "--steps", str(count), *options, *variant]
+                words += ["--train.seed", str(experiment.train.seed + seed)] if settings.seeds > 1 else []
                 runs.append(
                     Planned(
-                        options,
+                        words,
                         n,
                         count * batch * row.counts.pixels,
                         count * row.step_flops(experiment),

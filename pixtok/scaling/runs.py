@@ -48,23 +48,23 @@ class Runs:
 
 
 def read_csv(path: Path, columns: dict[str, str]) -> Runs:
-    """A table with a header; `columns`: which of its columns are N, D and loss, and C, unique and name where it has
-    them.  C is 6·N·D otherwise.
+    """A table with a header, whose columns are called N, D and loss, and C, unique and name where it has them, or as
+    `columns` tells.  C is 6·N·D otherwise.
 
     Raises InputError.
     """
-    unknown = set(columns) - set(COLUMNS)
-    if unknown or not {"N", "D", "loss"} <= set(columns):
-        raise InputError(f"--columns wants N, D and loss, and may have {', '.join(COLUMNS[3:])}; got {columns}")
+    if unknown := set(columns) - set(COLUMNS):
+        raise InputError(f"--columns tells {', '.join(COLUMNS)}; not {', '.join(sorted(unknown))}")
     try:
         with path.open(newline="") as file:
             table = csv.DictReader(file)
             header, lines = table.fieldnames or [], list(table)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+    columns = {name: name for name in COLUMNS if name in header or name in COLUMNS[:3]} | columns
     for column in columns.values():
         if column not in header:
-            raise InputError(f"{path} has no column {column!r}; it has {', '.join(header)}")
+            raise InputError(f"{path} has no column {column!r}; it has {', '.join(header)}: tell with --columns")
 
     def numbers(role: str) -> np.ndarray:
         found = []

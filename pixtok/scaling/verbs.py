@@ -31,11 +31,11 @@ class _Plan:
 
 
 def plan(args: Sequence[str]) -> ExitCode:
-    """EXPERIMENT.py DIR --dials N N N … --budget FLOPS: which runs a scaling law wants, and what they cost"""
-    parsed = parse(_Plan, args, "pixtok plan")
+    """EXPERIMENT.py DIR --dials N N N … --budget FLOPS [OPTIONS of train]: which runs a law wants, and their cost"""
+    parsed, options = parse(_Plan, args, "pixtok plan", return_unknown_args=True)  # pyright: ignore[reportGeneralTypeIssues]
     from pixtok.scaling import plan as planning
 
-    made = planning.make(parsed.experiment, parsed.settings)
+    made = planning.make(parsed.experiment, parsed.settings, options)
     planning.save(made, parsed.out)
     print(f"{table(planning.table(made))}\n\n{planning.remarks(made)}\n{parsed.out}/plan.json")
     return ExitCode.DONE
@@ -80,7 +80,7 @@ class _Laws:
     where: tuple[str, ...] = ()
     """Of a plan with further axes, those runs: model.fold_factor=8."""
     columns: tuple[str, ...] = ()
-    """Of a .csv: N=COLUMN D=COLUMN loss=COLUMN, and C=, unique=, name= where it has them."""
+    """Of a .csv: which column is what, where names differ: N=COLUMN D=… loss=… C=… unique=… name=…; C may lack."""
     bootstraps: int = 1000
     """Resamples of the runs."""
     seed: int = 0

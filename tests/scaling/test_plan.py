@@ -88,6 +88,21 @@ def test_further_axes_and_seeds_are_crossed(experiment):
     assert sum("--train.seed 1" in shlex.join(run.options) for run in made.runs) == 12
 
 
+def test_other_options_are_those_of_all_runs(experiment, tmp_path, monkeypatch):
+    words = ["--rate", "0.5", "--model.halo", "2"]
+    Path(experiment).write_text(Path(experiment).read_text().replace("= 20)", "= 20, rate: float = 0.1)"))
+    args = ["--dials", "16", "32", "64", "--budget", "1e11", "--levels", "1", *words, "--least_steps", "2"]
+    assert cli.run(["plan", experiment, str(tmp_path / "plan"), *args, "--most_epochs", "1e3"]) == ExitCode.DONE
+    made = plan.load(tmp_path / "plan")
+    assert len(made.runs) == 3
+    assert all(run.options[4:] == words for run in made.runs)
+    with pytest.raises(InputError, match=r"unknown option --model\.hallo; did you mean --model\.halo"):
+        cli.run(["plan", experiment, str(tmp_path / "other"), *args, "--model.hallo", "2"])
+    with pytest.raises(InputError, match="--dial is what a plan chooses"):
+        cli.run(["plan", experiment, str(tmp_path / "other"), *args, "--dial=32"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_hours_are_a_budget_too(experiment):
     made = plan.make(experiment, settings(budget=None, hours=2.0, speed=3e11 / 7200))
     assert made.total == pytest.approx(3e11, rel=0.05)
@@ -114,7 +129,7 @@ def test_runs_that_are_too_short_or_repeat_too_often_are_left_out_and_named(expe
         ({"budget": -1.0}, "--budget must be positive; got -1.0"),
         ({"budget": 1e3}, "nothing can be planned of this budget"),
         ({"vary": ("model.fold_factor",)}, "--vary wants axes like"),
-        ({"vary": ("model.fold=1",)}, "the experiment does not take --model.fold 1"),
+        ({"vary": ("model.fold=1",)}, "unknown option --model.fold"),
         ({"vary": ("model.fold_factor=3",)}, "model.fold_factor must be a power of two"),
     ],
 )

@@ -41,24 +41,27 @@ def test_a_table_is_read_by_its_columns(tmp_path):
     file.write_text(TABLE)
     found = runs.read_csv(file, COLUMNS)
     np.testing.assert_allclose(found.c_R, [6 * 2e14, 12 * 2e14])
-    assert found.names == ["line 2", "line 3"]
     assert found.meaning["C"] == "6·N·D"
-    found = runs.read_csv(file, COLUMNS | {"C": "flops", "name": "name"})
+    found = runs.read_csv(file, COLUMNS | {"C": "flops"})
     assert found.names == ["a", "b"]
     np.testing.assert_allclose(found.c_R, [1.3e15, 2.5e15])
     np.testing.assert_allclose(found.points.loss_R, [3.1, 2.9])
+    file.write_text("C,loss,N,D\n7,2,3,5\n")
+    found = runs.read_csv(file, {})
+    assert found.names == ["line 2"]
+    assert (found.c_R, found.points.n_R, found.points.d_R, found.points.loss_R) == (7, 3, 5, 2)
 
 
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        (TABLE, {"N": "params", "D": "tokens"}, "--columns wants N, D and loss"),
-        (TABLE, COLUMNS | {"Z": "val"}, "--columns wants N, D and loss"),
+        (TABLE, {"N": "params", "D": "tokens"}, "has no column 'loss'; it has name, params"),
+        (TABLE, COLUMNS | {"Z": "val"}, "--columns tells N, D, loss, C, unique, name; not Z"),
         (TABLE, COLUMNS | {"loss": "test"}, "has no column 'test'; it has name, params"),
         (TABLE.replace("2.9", "lots"), COLUMNS, "table.csv:3: val is no number: 'lots'"),
-        (TABLE.replace("2.9", "nan"), COLUMNS, "line 3: loss must be positive and finite; got nan"),
-        (TABLE.replace("2e6", "-2"), COLUMNS, "line 3: N must be positive and finite; got -2"),
-        (TABLE.replace("1.3e15", "-1"), COLUMNS | {"C": "flops"}, "line 2: C must be positive and finite; got -1"),
+        (TABLE.replace("2.9", "nan"), COLUMNS, "b: loss must be positive and finite; got nan"),
+        (TABLE.replace("2e6", "-2"), COLUMNS, "b: N must be positive and finite; got -2"),
+        (TABLE.replace("1.3e15", "-1"), COLUMNS | {"C": "flops"}, "a: C must be positive and finite; got -1"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, columns, message):
@@ -125,7 +128,7 @@ def test_the_verbs_say_what_is_wrong(tmp_path, capsys):
     for args, message in (
         (["fit", str(tmp_path / "nowhere")], "no runs in"),
         (["fit"], "give run directories"),
-        (["fit", str(tmp_path / "table.csv")], "--columns wants N, D and loss"),
+        (["fit", str(tmp_path / "table.csv")], "has no column 'N'; it has name, params"),
         (["fit", "x", "--predict", "3"], "--predict wants N:D"),
         (["fit", "x", "--budgets", "-3"], "--budgets"),
         (["fit", "a.csv", "b.csv"], "a .csv is fitted alone"),
