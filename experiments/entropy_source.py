@@ -11,8 +11,7 @@ A pixel has one of 4 grey levels: a die with sides of 0.7, 0.15, 0.1 and 0.05 is
 left neighbours choose which level each side stands for, by a table of 125 random permutations.  Whatever they are, the
 entropy of a pixel given those before it is that of the die, H = 1.3190 bits, and so is that of the whole image per
 pixel: exactly, at borders as well.  Losses are those of one validation split, so what counts as true is what the die
-showed there.  1,500 steps come to within 0.0048 bits; laws of these
-runs do not find it (LOG.md).
+showed there.  1,500 steps come to within 0.0048 bits; laws of these runs do not find it (LOG.md).
 """
 
 import io

@@ -4,12 +4,13 @@ pixtok data build CIFAR_FOLDER datasets/cifar10-pixels --vocabulary none
 pixtok plan experiments/scaling.py runs/scaling --dials 12 16 24 32 40 48 --budget 5e13 --decades 1.6 --least_steps 40 \
     --most_epochs 1.1
 pixtok launch runs/scaling --parallel 2
-pixtok report runs/scaling --out runs/scaling/report.html
+pixtok report runs/scaling --out experiments/results/scaling.html --title "CIFAR-10 pixels: 26 runs"
+pixtok fit runs/scaling --json --predict 211000:2.6e7 > experiments/results/scaling.json    # --dial 32 --steps 3177
 
 The learning rate is that of `experiments/transfer.py`, whose models are these at dials 32, 64 and 128; tables of pixels
 have four times that, which was best of 4 and 16 after 900 steps.  A step sees 8 images, and hardly one is seen twice.
 
-With text, of the modules that come with Python, one law for pixels and one for words:
+With text, of the modules that come with Python, one law for pixels and one for words (planned, not yet run):
 
 python experiments/scaling.py datasets/modules
 pixtok data build CIFAR_FOLDER datasets/cifar10

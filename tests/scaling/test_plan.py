@@ -88,7 +88,7 @@ def test_further_axes_and_seeds_are_crossed(experiment):
     assert sum("--train.seed 1" in shlex.join(run.options) for run in made.runs) == 12
 
 
-def test_other_options_are_those_of_all_runs(experiment, tmp_path, monkeypatch):
+def test_other_options_are_those_of_all_runs(experiment, tmp_path):
     words = ["--rate", "0.5", "--model.halo", "2"]
     Path(experiment).write_text(Path(experiment).read_text().replace("= 20)", "= 20, rate: float = 0.1)"))
     args = ["--dials", "16", "32", "64", "--budget", "1e11", "--levels", "1", *words, "--least_steps", "2"]
