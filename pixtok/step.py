@@ -1,6 +1,7 @@
 """The jitted functions of one experiment on one mesh: initial state, training step, evaluation step."""
 
 import bisect
+import functools
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -43,6 +44,14 @@ class Metrics(NamedTuple):
     """The largest `stop` that a process gave."""
 
 
+class Control(NamedTuple):
+    """What a step is told besides its rows."""
+
+    stop_N: jax.Array
+    """Exit code with which the process of each device wants to stop; 0: it does not."""
+    schedule: optim.Schedule
+
+
 class Program:
     """One experiment, compiled for one mesh."""
 
@@ -53,12 +62,8 @@ class Program:
         self._train, self._config, self._data = experiment.train, experiment.model, experiment.data
         self.batch_size = experiment.train.batch_size
         self._model = UnifiedModel(experiment.model, jnp.dtype(self._train.dtype), self._train.remat)
-        self._optimizer, self._schedule = (
-            optim.optimizer(self._train, experiment.model.transfer),
-            optim.schedule(self._train),
-        )
         self._rows = sharding.row_shardings(mesh)
-        self._each, one = sharding.each_device(mesh), sharding.replicated(mesh)
+        self._each, self._one = sharding.each_device(mesh), sharding.replicated(mesh)
         slots = self._rows.word_BS.addressable_devices_indices_map((self.batch_size, experiment.data.slots))
         self.positions = sorted({row for index in slots.values() for row in range(self.batch_size)[index[0]]})
         """Rows of the global batch that this process's devices hold, as a whole or in part."""
@@ -78,24 +83,27 @@ class Program:
         self._init = jax.jit(boxed_state, out_shardings=shardings)
         self._step = jax.jit(
             self._train_step,
-            in_shardings=(shardings, self._rows, self._each),
-            out_shardings=(shardings, one),
+            in_shardings=(shardings, self._rows, Control(self._each, self._one)),
+            out_shardings=(shardings, self._one),
             donate_argnums=0,
         )
-        self._score = jax.jit(self._by_slot, in_shardings=(shardings.params, self._rows), out_shardings=one)
+        self._score = jax.jit(self._by_slot, in_shardings=(shardings.params, self._rows), out_shardings=self._one)
 
     def _boxed_state(self, key: jax.Array) -> State:
         params = self._model.init(key, self._example)["params"]
         if self._config.transfer:
             params = transfer.initial(params)
-        return State(jnp.zeros((), jnp.int32), params, self._optimizer.init(params))
+        return State(jnp.zeros((), jnp.int32), params, self._optimizer(None).init(params))
+
+    def _optimizer(self, schedule: optim.Schedule | None) -> optax.GradientTransformation:
+        return optim.optimizer(self._train, self._config.transfer, schedule)
 
     def _by_slot(self, params: Any, rows: Rows) -> Sums:
         with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
             nats = cast(Nats, self._model.apply({"params": params}, rows))
         return likelihood.by_slot(nats, rows, self._config)
 
-    def _train_step(self, state: State, rows: Rows, stop_N: jax.Array) -> tuple[State, Metrics]:
+    def _train_step(self, state: State, rows: Rows, control: Control) -> tuple[State, Metrics]:
         # Divide by the counts of the whole batch, so that microbatches change nothing but the memory.
         counts = likelihood.counts(rows, self._config)
 
@@ -117,7 +125,7 @@ class Program:
                 zeros,
                 dealt,
             )
-        updates, optimizer = self._optimizer.update(grads, state.optimizer, state.params)
+        updates, optimizer = self._optimizer(control.schedule).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         held = jnp.sum(rows.segment_BS > 0, dtype=jnp.int32) - jnp.sum(rows.shape_BM2[..., 0] > 0, dtype=jnp.int32)
         metrics = Metrics(
@@ -126,8 +134,8 @@ class Program:
             words=held,
             flops=3 * flops.of(rows, self._config),
             grad_norm=optax.tree.norm(grads),
-            learning_rate=jnp.float32(self._schedule(state.step)),
-            stop=stop_N.max(),
+            learning_rate=control.schedule(state.step),
+            stop=control.stop_N.max(),
         )
         return State(state.step + 1, params, optimizer), metrics
 
@@ -162,8 +170,10 @@ class Program:
             empty,
             self._rows,
         )
-        stop = jax.ShapeDtypeStruct((self._mesh.size,), jnp.int32, sharding=self._each)
-        return self._step.lower(self.abstract, rows, stop)
+        stop_N = jax.ShapeDtypeStruct((self._mesh.size,), jnp.int32, sharding=self._each)
+        number = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._one)
+        schedule = jax.tree.map(lambda _: number, optim.Schedule.of(self._train))
+        return self._step.lower(self.abstract, rows, Control(stop_N, schedule))
 
     def train_step(self, state: State, rows: Rows, stop: int = 0) -> tuple[State, Metrics]:
         """One optimizer step.  `state` is donated: it is gone afterwards.
@@ -171,12 +181,19 @@ class Program:
         All processes read the largest `stop` of any in the metrics, and so agree on when to stop without waiting for
         each other.
         """
-        return self._step(state, rows, self.flags(stop))
+        return self._step(state, rows, self.control(stop))
 
-    def flags(self, stop: int) -> jax.Array:
-        """`stop` of this process, for each of its devices."""
+    def control(self, stop: int = 0) -> Control:
+        """With `stop` of this process for each of its devices."""
         flag = np.full(1, stop, np.int32)
-        return jax.make_array_from_callback((self._mesh.size,), self._each, lambda _: flag)
+        return Control(jax.make_array_from_callback((self._mesh.size,), self._each, lambda _: flag), self._schedule)
+
+    @functools.cached_property
+    def _schedule(self) -> optim.Schedule:
+        def number(value: float) -> jax.Array:
+            return jax.make_array_from_callback((), self._one, lambda _: np.float32(value))
+
+        return jax.tree.map(number, optim.Schedule.of(self._train))
 
     def score(self, params: Any, rows: Rows) -> Sums:
         """Sums for each slot of the global batch, (B, S), in float64 on the host; `rows` are those at `positions`."""

@@ -124,11 +124,22 @@ def test_norms_and_embeddings_do_not_decay(experiment):
 
 
 def test_schedule_warms_up_and_decays():
-    rate = optim.schedule(Train(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=9, final_rate=0.1))
+    rate = optim.Schedule.of(Train(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=9, final_rate=0.1))
     assert float(rate(0)) == pytest.approx(0.1)
     assert float(rate(9)) == pytest.approx(1.0)
     assert float(rate(100)) == pytest.approx(0.1)
     assert all(float(rate(t)) > float(rate(t + 1)) for t in range(9, 99))
+
+
+def test_runs_of_other_lengths_and_rates_share_a_program(experiment):
+    other = dataclasses.replace(
+        experiment.train, steps=2 * experiment.train.steps, learning_rate=1.0, warmup_steps=0, final_rate=0.5
+    )
+    one, two = (
+        Program(dataclasses.replace(experiment, train=train), sharding.make_mesh(Mesh())).lower_train_step().as_text()
+        for train in (experiment.train, other)
+    )
+    assert one == two
 
 
 @pytest.mark.parametrize(

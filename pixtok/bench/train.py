@@ -73,11 +73,11 @@ def _ours(model: Model, settings: Settings) -> _Side:
     compiled = program.lower_train_step().compile()
     compile_s = time.perf_counter() - begin
     state = program.init()
-    flags = program.flags(0)
+    control = program.control()
 
     def step() -> None:
         nonlocal state
-        state, metrics = compiled(state, program.put(rows), flags)
+        state, metrics = compiled(state, program.put(rows), control)
         jax.block_until_ready(metrics)
 
     def facts() -> dict[str, Any]:
