@@ -2,16 +2,18 @@
 
 python experiments/entropy_source.py build datasets/entropy     # 80,000 images of 16², and their bits per pixel
 pixtok train experiments/entropy_source.py                      # how near a model comes to it
-pixtok plan experiments/entropy_source.py runs/entropy --dials 8 12 16 24 32 --budget 2.3e13 \
-    --levels 4 --decades 1.3 --seeds 2 --least_steps 90 --most_epochs 1.1
+pixtok plan experiments/entropy_source.py runs/entropy --design grid --dials 8 12 16 24 32 --budget 1.4e13 \
+    --levels 4 --decades 1.4 --seeds 2 --least_steps 100 --most_epochs 1.1
 pixtok launch runs/entropy --parallel 2
-python experiments/entropy_source.py fit runs/entropy           # 20 laws, each of one seed for each size and budget
+python experiments/entropy_source.py fit runs/entropy           # 20 laws, each of one seed for each size and length
 
-A pixel has one of 4 grey levels: a die with sides of 0.7, 0.15, 0.1 and 0.05 is thrown, and its left, upper and upper
-left neighbours choose which level each side stands for, by a table of 125 random permutations.  Whatever they are, the
-entropy of a pixel given those before it is that of the die, H = 1.3190 bits, and so is that of the whole image per
-pixel: exactly, at borders as well.  Losses are those of one validation split, so what counts as true is what the die
-showed there.  1,500 steps come to within 0.0048 bits; laws of these runs do not find it (LOG.md).
+A pixel has one of 4 grey levels: a die with sides of 0.7, 0.15, 0.1 and 0.05 is thrown, and its left, upper, upper
+left and upper right neighbours choose which level each side stands for, by a table of permutations.  Whatever they are,
+the entropy of a pixel given those before it is that of the die, H = 1.3190 bits, and so is that of the whole image per
+pixel: exactly, at borders as well.  Most permutations do not depend on the last neighbours, so that each neighbour
+tells less than the one before, and what is left to learn comes ever more rarely: 1.76 bits with none, 1.42, 1.36 and
+1.33 with one, two and three.  Losses are those of one validation split, so what counts as true is what the die showed
+there.  6,000 steps come to within 0.0133 bits; of 20 laws 15 hold the truth in their interval (LOG.md).
 """
 
 import io
@@ -30,9 +32,11 @@ from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 DIE = np.array([0.7, 0.15, 0.1, 0.05])
 BITS = float(-(DIE * np.log2(DIE)).sum())
 SIDE, IMAGES, LEVELS = 16, 80_000, 4
+SAME = (0.0, 0.85, 0.9, 0.95)
+"""The probability that the permutation does not depend on the first, second, … neighbour."""
 
 
-def config(dial: int = 32, steps: int = 1500) -> Experiment:
+def config(dial: int = 32, steps: int = 6000) -> Experiment:
     stream = Stream(dial, 2, dial // 8, dial // 8)
     return Experiment(
         f"entropy-{dial}",
@@ -40,7 +44,7 @@ def config(dial: int = 32, steps: int = 1500) -> Experiment:
         Data("datasets/entropy", slots=32, windows=16),
         Train(
             steps,
-            4,
+            1,
             learning_rate=2.0**-8,
             warmup_steps=steps // 20,
             final_rate=0.02,
@@ -53,19 +57,24 @@ def config(dial: int = 32, steps: int = 1500) -> Experiment:
     )
 
 
-def draw(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw(count: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """(levels from 0 to 3 of so many images, (count, SIDE, SIDE); bits per pixel of each, of what the die showed)."""
     rng = np.random.default_rng(seed)
     outside = LEVELS
-    sides = np.array([rng.permutation(LEVELS) for _ in range((LEVELS + 1) ** 3)])
-    sides = sides.reshape(LEVELS + 1, LEVELS + 1, LEVELS + 1, LEVELS)
+    sides = rng.permutation(LEVELS)
+    for same in SAME:
+        longer = np.repeat(sides[..., None, :], LEVELS + 1, axis=-2)
+        for context in np.ndindex(longer.shape[:-1]):
+            if rng.random() >= same:
+                longer[context] = rng.permutation(LEVELS)
+        sides = longer
     thrown = rng.choice(LEVELS, p=DIE, size=(SIDE, SIDE, count))
-    levels = np.full((SIDE + 1, SIDE + 1, count), outside)
+    levels = np.full((SIDE + 1, SIDE + 2, count), outside)
     for row in range(1, SIDE + 1):
         for column in range(1, SIDE + 1):
-            left, up, corner = levels[row, column - 1], levels[row - 1, column], levels[row - 1, column - 1]
-            levels[row, column] = sides[left, up, corner, thrown[row - 1, column - 1]]
-    return levels[1:, 1:].transpose(2, 0, 1), -np.log2(DIE[thrown]).mean((0, 1))
+            left, (corner, up, right) = levels[row, column - 1], levels[row - 1, column - 1 : column + 2]
+            levels[row, column] = sides[left, up, corner, right, thrown[row - 1, column - 1]]
+    return levels[1:, 1:-1].transpose(2, 0, 1), -np.log2(DIE[thrown]).mean((0, 1))
 
 
 def build(out: Path) -> None:
@@ -94,7 +103,7 @@ def build(out: Path) -> None:
 
 
 def fits(folder: Path, repeats: int = 20) -> Iterator[dict[str, Any]]:
-    """E of so many laws in bits per pixel: for each, one run of each size and budget is drawn, of all seeds."""
+    """E of so many laws in bits per pixel: for each, one run of each size and level is drawn, of all seeds."""
     from pixtok.scaling import fit, plan, runs
 
     all_runs = runs.read([folder])

@@ -10,14 +10,15 @@ pixtok fit runs/scaling --json --predict 211000:2.6e7 > experiments/results/scal
 The learning rate is that of `experiments/transfer.py`, whose models are these at dials 32, 64 and 128; tables of pixels
 have four times that, which was best of 4 and 16 after 900 steps.  A step sees 8 images, and hardly one is seen twice.
 
-With text, of the modules that come with Python, one law for pixels and one for words (planned, not yet run):
+With text, of the modules that come with Python, one law for pixels and one for words:
 
 python experiments/scaling.py datasets/modules
 pixtok data build CIFAR_FOLDER datasets/cifar10
-pixtok plan experiments/scaling.py runs/mixed --dials 12 16 24 32 --budget 2e13 --levels 4 --data datasets/cifar10 \
-    --words 262 --data.mix datasets/modules --data.weights 0.5 0.5 --data.slots 128
+pixtok plan experiments/scaling.py runs/mixed --dials 12 16 24 32 --budget 9e12 --levels 4 --least_steps 60 \
+    --data datasets/cifar10 --words 262 --data.mix datasets/modules --data.weights 0.5 0.5 --data.slots 128
 pixtok launch runs/mixed --parallel 2
-pixtok report runs/mixed --loss bpd_8bit nats_word --out runs/mixed/report.html
+pixtok report runs/mixed --loss bpd_8bit nats_word --out experiments/results/mixed.html \
+    --title "CIFAR-10 pixels and Python modules: 13 runs"
 """
 
 import sys

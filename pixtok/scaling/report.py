@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from pixtok.scaling import tables
 from pixtok.scaling.allocation import budgets, by_profiles, envelope
@@ -42,11 +43,19 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
+def _axes(x: str, y: str, log: str = "") -> tuple[Figure, Any]:
+    """`log`: which of the two axes are logarithmic, like "xy"."""
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
+    for name in log:
+        axes.set(**{f"{name}scale": "log"})
+        axis = getattr(axes, f"{name}axis")
+        # Less than a decade, too, has numbers, and they do not run into each other.
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+        axis.set_minor_formatter(NullFormatter())
     return figure, axes
 
 
@@ -57,7 +66,7 @@ def _colour(values: np.ndarray) -> np.ndarray:
 
 def _compute(study: Study) -> Figure:
     points, c_R = study.runs.points, study.runs.c_R
-    figure, axes = _axes("training FLOPs C", "loss")
+    figure, axes = _axes("training FLOPs C", "loss", log="x")
     colours = _colour(points.n_R)
     for n in np.unique(points.n_R):
         own = np.flatnonzero(points.n_R == n)
@@ -71,14 +80,13 @@ def _compute(study: Study) -> Figure:
     axes.plot(c, law.loss(*law.best(c, study.cost)), color="crimson", lw=1.5, label="best by the law")
     spread = [study.interval(lambda one, at=at: one.loss(*one.best(at, study.cost))) for at in c]
     axes.fill_between(c, [x.low for x in spread], [x.high for x in spread], color="crimson", alpha=0.15, lw=0)
-    axes.set_xscale("log")
     axes.legend(fontsize=7)
     return figure
 
 
 def _profiles(study: Study) -> Figure:
     points = study.runs.points
-    figure, axes = _axes("parameters N", "loss")
+    figure, axes = _axes("parameters N", "loss", log="x")
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(len(study.profiles), 1)))
     for profile, colour in zip(study.profiles, colours, strict=False):
         n, loss = points.n_R[profile.run_P], points.loss_R[profile.run_P]
@@ -87,25 +95,23 @@ def _profiles(study: Study) -> Figure:
         axes.plot(x, np.polyval(profile.parabola, np.log(x)), color=colour, lw=1, label=f"C = {profile.c:.2g}")
         if not profile.problem:
             axes.plot([profile.n], [profile.loss], "*", ms=11, color=colour, mec="black", mew=0.5)
-    axes.set_xscale("log")
     if study.profiles:
         axes.legend(fontsize=7)
     return figure
 
 
 def _residuals(study: Study) -> Figure:
-    figure, axes = _axes("training FLOPs C", "law / measured − 1, %")
+    figure, axes = _axes("training FLOPs C", "law / measured − 1, %", log="x")
     axes.axhline(0, color="black", lw=0.8)
     shown = axes.scatter(
         study.runs.c_R, 100 * np.expm1(study.residual_R), c=np.log10(study.runs.points.n_R), s=22, cmap="viridis"
     )
     figure.colorbar(shown, label="log10 N")
-    axes.set_xscale("log")
     return figure
 
 
 def _optimum(study: Study, which: str) -> Figure:
-    figure, axes = _axes("training FLOPs C", {"N": "parameters N*", "D": "data D*"}[which])
+    figure, axes = _axes("training FLOPs C", {"N": "parameters N*", "D": "data D*"}[which], log="xy")
     c_R = study.runs.c_R
     c = np.geomspace(c_R.min(), 10 * c_R.max(), 40)
     found = [study.optimum(float(at))[which] for at in c]
@@ -121,7 +127,6 @@ def _optimum(study: Study, which: str) -> Figure:
     on = envelope(budgets(c_R), study.runs.points.loss_R)
     values = study.runs.points.n_R if which == "N" else study.runs.points.d_R
     axes.plot(c_R[on], values[on], "o", ms=4, mfc="none", color="steelblue", label="runs on the envelope")
-    axes.set(xscale="log", yscale="log")
     axes.legend(fontsize=7)
     return figure
 
