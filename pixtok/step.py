@@ -47,9 +47,10 @@ class Metrics(NamedTuple):
 class Control(NamedTuple):
     """What a step is told besides its rows."""
 
-    stop_N: jax.Array
+    stop_N: Any
     """Exit code with which the process of each device wants to stop; 0: it does not."""
-    schedule: optim.Schedule
+    schedule: Any
+    """An `optim.Schedule`."""
 
 
 class Program:
