@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 
@@ -58,7 +57,10 @@ def config(dial: int = 32, steps: int = 6000) -> Experiment:
 
 
 def draw(count: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """(levels from 0 to 3 of so many images, (count, SIDE, SIDE); bits per pixel of each, of what the die showed)."""
+    """(so many images, (count, SIDE, SIDE, 3) bytes; bits per pixel of each, of what the die showed).
+
+    Levels are the middles of their bins, so that what folding loses is known.
+    """
     rng = np.random.default_rng(seed)
     outside = LEVELS
     sides = rng.permutation(LEVELS)
@@ -74,11 +76,14 @@ def draw(count: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
         for column in range(1, SIDE + 1):
             left, (corner, up, right) = levels[row, column - 1], levels[row - 1, column - 1 : column + 2]
             levels[row, column] = sides[left, up, corner, right, thrown[row - 1, column - 1]]
-    return levels[1:, 1:-1].transpose(2, 0, 1), -np.log2(DIE[thrown]).mean((0, 1))
+    grey = (256 // LEVELS * levels[1:, 1:-1].transpose(2, 0, 1) + 128 // LEVELS).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1), -np.log2(DIE[thrown]).mean((0, 1))
 
 
 def build(out: Path) -> None:
-    """A data set: levels are the middles of their bins, so that what folding loses is known."""
+    """A data set."""
+    from PIL import Image
+
     from pixtok.data.build import Settings
     from pixtok.data.build import build as build_dataset
     from pixtok.data.index import SPLITS, Dataset
@@ -88,7 +93,7 @@ def build(out: Path) -> None:
     with tarfile.open(source, "w") as tar:
         for number, image in enumerate(images):
             file = io.BytesIO()
-            Image.fromarray((256 // LEVELS * image + 128 // LEVELS).astype(np.uint8)).save(file, "png")
+            Image.fromarray(image).save(file, "png")
             entry = tarfile.TarInfo(f"{number:05d}.png")
             entry.size = file.tell()
             file.seek(0)

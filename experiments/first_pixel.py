@@ -3,6 +3,7 @@
 pixtok data build CIFAR_FOLDER datasets/cifar10        # a folder of 32² JPEG files, a sub-folder for each class
 python experiments/first_pixel.py                      # all runs that are not finished yet, then the table
 python experiments/first_pixel.py upw                  # those of one arm: start one for each core
+python experiments/first_pixel.py table                # the table of results/first_pixel.json, and FLOPs; runs nothing
 
 Three arms with one trunk, 192 wide with 5 blocks. `upw`: its pixels are as wide as the trunk, and all else is as in
 UPW. `narrow`: the encoder of pixtok's family and its positions, initial weights and rates, with UPW's objective;
@@ -99,7 +100,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for arm in sys.argv[1:] or ARMS:
+    for arm in [] if sys.argv[1:] == ["table"] else sys.argv[1:] or ARMS:
         first = {rate: run(arm, rate, 0) for rate in RATES[arm]}
         best = min(first, key=lambda rate: first[rate])
         nats = [run(arm, best, seed) for seed in range(1, 1 + SEEDS)]

@@ -239,11 +239,13 @@ class Trainer:
                 if evaluating or saving:
                     with self._phase("step", deadline.step):
                         log.read(line=saving)
-                if evaluating:
-                    self._evaluate(state, done, writer, live, bad)
-                if saving:
-                    with self._phase("save", deadline.save):
-                        checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
+                    begin = time.perf_counter()
+                    if evaluating:
+                        self._evaluate(state, done, writer, live, bad)
+                    if saving:
+                        with self._phase("save", deadline.save):
+                            checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
+                    log.skip(time.perf_counter() - begin)
                 checkpoints.check()
                 if not writer.silent:
                     self.ledger.write(self.run_dir)
@@ -304,7 +306,8 @@ class _StepLog:
         """What a process was asked to exit with, in the latest step read; of all processes the same."""
         self._before = max((line.get("seconds", 0.0) for line in writer.lines), default=0.0)
         self._begin = self._mark = time.perf_counter()
-        self._seen = np.zeros(3)
+        self._timed = np.zeros(3)
+        """Pixels, words and FLOPs of the steps since the mark."""
         last = next((line for line in reversed(writer.lines) if line["split"] == "train"), {})
         # Unknown, and so left out, where a run goes on that began before they were counted.
         known = not last or set(SEEN) <= set(last)
@@ -325,27 +328,35 @@ class _StepLog:
         figures = {name: float(value) for name, value in likelihood.figures(metrics.sums, model).items()}
         if not all(map(math.isfinite, (*figures.values(), float(metrics.grad_norm)))):
             self._fail(step, figures | {"grad_norm": float(metrics.grad_norm)})
-        self._seen += metrics.pixels, metrics.words, metrics.flops
+        seen, now = np.array([metrics.pixels, metrics.words, metrics.flops]), time.perf_counter()
+        if self._total is not None:
+            self._total += seen
+        if step == self._start + 1:  # its time was the compiler's
+            self._mark = now
+        else:
+            self._timed += seen
         train = self._trainer.experiment.train
         if step % train.log_every and step != train.steps and not line:
             return
-        now = time.perf_counter()
-        pixels, words, flops = self._seen / (now - self._mark)
         figures |= {
             "lr": float(metrics.learning_rate),
             "grad_norm": float(metrics.grad_norm),
             "seconds": self._before + now - self._begin,
-            "pixels_per_s": pixels,
-            "words_per_s": words,
         }
         if self._total is not None:
-            self._total += self._seen
             figures |= dict(zip(SEEN, self._total.tolist(), strict=True))
-        if self._peak is not None:
-            figures["mfu"] = flops / self._peak
-        self._mark, self._seen = now, np.zeros(3)
+        if self._timed.any():
+            pixels, words, flops = self._timed / (now - self._mark)
+            figures |= {"pixels_per_s": pixels, "words_per_s": words}
+            if self._peak is not None:
+                figures["mfu"] = flops / self._peak
+        self._mark, self._timed = now, np.zeros(3)
         self._writer.write(step, "train", figures)
         self._live.update(step, figures)
+
+    def skip(self, seconds: float) -> None:
+        """Leave them, in which something else was done, out of the rates."""
+        self._mark += seconds
 
     def _fail(self, step: int, figures: dict[str, Any]) -> None:
         latest = self._checkpoints.latest()

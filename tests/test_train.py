@@ -88,7 +88,9 @@ def test_a_run_leaves_all_that_is_promised(finished):
     got = lines(finished)
     assert [line["step"] for line in got if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in got if line["split"] == "validation"] == [0, 6, 12]
-    assert {"loss", "nats_word", "nats_first_pixel", "lr", "grad_norm"} <= set(got[-2])
+    assert {"loss", "nats_word", "nats_first_pixel", "lr", "grad_norm", "pixels_per_s", "words_per_s"} <= set(got[-2])
+    # The first step is the compiler's, and tells nothing of the speed of training.
+    assert [line["step"] for line in got if line["split"] == "train" and "pixels_per_s" not in line] == [1]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["step"] == 12
     assert summary["validation"]["loss"] < summary["untrained"]["loss"] - 0.3
