@@ -112,7 +112,7 @@ def learn(steps: int, rows: int) -> dict[str, Any]:
     images, bits = source.draw(4 * rows * (8 + min(steps, 1000)))
     batches = [batch(each) for each in images.reshape(-1, 4 * rows, *images.shape[1:])]
     held_out, batches = batches[:8], batches[8:]
-    state, begin = program.init(), time.perf_counter()
+    state, begin, seconds = program.init(), time.perf_counter(), 0.0
     for step in range(steps):
         state, metrics = program.train_step(state, program.put(batches[step % len(batches)]))
         if step in (0, steps - 1):
