@@ -481,7 +481,7 @@ def main() -> None:
     except NotFiniteError as error:
         code, reason = ExitCode.NOT_FINITE, str(error)
     except DeadlineError as error:
-        code, reason = ExitCode.DEADLINE, str(error)
+        code, reason = error.code, str(error)
     except KeyboardInterrupt:
         code, reason = ExitCode.INTERRUPTED, "interrupted"
     except Exception as error:

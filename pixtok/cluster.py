@@ -3,10 +3,12 @@
 All goes through jax's coordination service, which lives in process 0.  A process that is alone needs none of it.
 """
 
+import collections
 import contextlib
 import ctypes
 import faulthandler
 import functools
+import json
 import os
 import re
 import signal
@@ -26,6 +28,8 @@ _ENV = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _POLL = 0.1
 _HANDLERS: list[Any] = []
 """What C may call must stay alive."""
+_BARRIERS: collections.Counter[str] = collections.Counter()
+"""How often each was passed."""
 _STATUS = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 
 
@@ -77,7 +81,12 @@ def join(start: float, peer: float) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Processes agree on when to stop by themselves (see `Program.train_step`).
     jax.config.update("jax_enable_preemption_service", False)
-    _on_abort(lambda: f"not all processes of the job were there within {start:g} s; the lines above name those missing")
+    _on_abort(
+        lambda: (
+            f"not all processes of the job were there within {start:g} s; "
+            + ("the lines above name those missing" if lead() else "process 0 says who is missing, if it came itself")
+        )
+    )
     service = _jax.get_distributed_runtime_service
     # The service must give up before its clients do, for it alone knows who has come.
     _jax.get_distributed_runtime_service = functools.partial(service, cluster_register_timeout=int(start))
@@ -128,7 +137,7 @@ def breaks_off(error: BaseException | None) -> bool:
     """
     while error is not None and count() > 1:
         if isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error)):
-            return True
+            return "RESOURCE_EXHAUSTED" not in str(error)
         error = error.__cause__ or error.__context__
     return False
 
@@ -159,23 +168,41 @@ def name(process: int) -> str:
     return f"process {process}" + (f" ({host})" if host else "")
 
 
-def barrier(label: str, seconds: float) -> None:
-    """Wait until all processes are here.  Raises DeadlineError, with who is missing, or why one has gone."""
+def tell(reason: str, code: ExitCode = ExitCode.DEADLINE) -> None:
+    """Let all processes know why, and with which exit code, one leaves the job: the first to tell is the one heard."""
+    if get("gone") is None:
+        put("gone", json.dumps({"reason": reason, "code": code}))
+
+
+def told() -> DeadlineError | None:
+    """Why the job is over, where a process has told."""
+    gone = get("gone")
+    return None if gone is None else DeadlineError(json.loads(gone)["reason"], ExitCode(json.loads(gone)["code"]))
+
+
+def barrier(label: str, seconds: float, brings: str = "") -> dict[int, str]:
+    """Wait until all processes are here → what each `brings`.
+
+    Raises DeadlineError, with who is missing, or why one has gone.
+    """
     if count() == 1:
-        return
-    put(f"barrier/{label}/{index()}", "here")
+        return {0: brings}
+    _BARRIERS[label] += 1
+    key = f"{label}/{_BARRIERS[label]}"
+    put(f"barrier/{key}/{index()}", brings)
     end = time.monotonic() + seconds
-    while get(f"open/{label}") is None:
-        here = all_of(f"barrier/{label}") if lead() or time.monotonic() > end else {}
+    while get(f"open/{key}") is None:
+        here = all_of(f"barrier/{key}") if lead() or time.monotonic() > end else {}
         if len(here) == count():
-            put(f"open/{label}", "")
-            return
-        if (gone := get("gone")) is not None:
-            raise DeadlineError(gone)
+            put(f"open/{key}", "")
+            break
+        if (gone := told()) is not None:
+            raise gone
         if time.monotonic() > end:
             missing = ", ".join(name(process) for process in range(count()) if process not in here)
             raise DeadlineError(f"{missing} did not come to `{label}` within {seconds:g} s")
         time.sleep(_POLL)
+    return all_of(f"barrier/{key}")
 
 
 def leave(code: ExitCode, reason: str) -> None:
@@ -189,8 +216,8 @@ def leave(code: ExitCode, reason: str) -> None:
         except (DeadlineError, jax.errors.JaxRuntimeError) as error:
             say(f"all is done here, but {error}")
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be what is gone
-        if reason and get("gone") is None:
-            put("gone", f"{name(index())} stopped with exit code {int(code)}: {reason}")
+        if reason:
+            tell(f"{name(index())} stopped with exit code {int(code)}: {reason}", code)
     if lead():
         time.sleep(12)  # the others, who ask every 10 s, read it here
     sys.stdout.flush()

@@ -88,6 +88,8 @@ def target(name: str) -> Target:
 
 # jax takes this share of a GPU's memory at its start (docs.jax.dev, "GPU memory allocation").  XLA compiles all sizes.
 _GPU_SHARE = 0.75
+_REMATS: tuple[config.Remat, ...] = ("block", "attention", "none")
+"""What takes least memory first."""
 _EXCEEDS = re.compile(r"(?:Used ([\d.]+[KMGTP]?) of|\(([\d.]+[KMGTP]?)\) exceeds available HBM \()\s*([\d.]+[KMGTP]?)")
 
 
@@ -352,8 +354,8 @@ def _changes(experiment: Experiment, where: Target) -> Iterator[tuple[Experiment
     train = experiment.train
     shape = sharding.make_mesh(experiment.mesh, where.devices).shape
     ways = math.prod(shape[axis] for axis in BATCH)
-    if train.remat == "none":
-        yield _with(experiment, remat="block"), 0.0
+    for remat in _REMATS[: _REMATS.index(train.remat)][::-1]:
+        yield _with(experiment, remat=remat), 0.0
     rows = train.batch_size // (train.microbatches * ways)
     for more in (n for n in range(2, rows + 1) if rows % n == 0):
         yield _with(experiment, microbatches=more * train.microbatches), 1 / more
@@ -412,10 +414,16 @@ def smallest_change(tried: Tried, where: Target, minutes: float, say: Say) -> Tr
         where = target(name)
         most = _mesh(experiment, where, _fsdp(experiment, len(where.devices) // experiment.mesh.dcn_data))
         for mesh in (experiment.mesh, most):
-            ways = mesh and mesh.fsdp * mesh.tensor
-            if not mesh or not ways or state * split / ways > available:
+            if mesh is None:
                 continue
-            for parts in (experiment.train.microbatches, experiment.train.batch_size // max(1, _rows_ways(mesh))):
+            try:
+                shape = sharding.make_mesh(mesh, where.devices).shape
+            except InputError:
+                continue
+            if state * split / (shape["fsdp"] * shape["tensor"]) > available:
+                continue
+            rows_ways = math.prod(shape[axis] for axis in BATCH)
+            for parts in (experiment.train.microbatches, experiment.train.batch_size // rows_ways):
                 changed = _with(experiment, mesh, remat="block", microbatches=parts) if parts > 0 else experiment
                 if (found := _try(changed, where, say)) and found.report.fits:
                     return found
@@ -463,16 +471,16 @@ def search(experiment: Experiment, where: Target, minutes: float, say: Say) -> l
         slope["block"] = max(more, 1.0)
         constant = max(0.0, temporaries - more) + one.report.memory["code"]
     for mesh in meshes:
-        for remat in ("block", "none"):
+        for remat in _REMATS:
             if clock.up:
                 say("out of time: --minutes")
                 return _ranked(tried)
-            if remat == "none" and "none" not in slope:
-                first = attempt(mesh, 1, "none")
+            if remat != "block" and remat not in slope:
+                first = attempt(mesh, 1, remat)
                 if not (first and first.report.fits):
-                    slope["none"] = math.inf
+                    slope[remat] = math.inf
                     continue
-                slope["none"] = max(1.0, first.report.memory["temporaries"] + first.report.memory["code"] - constant)
+                slope[remat] = max(1.0, first.report.memory["temporaries"] + first.report.memory["code"] - constant)
             room = where.available - bytes_ / (mesh.fsdp * mesh.tensor) - constant
             rows = room / slope.get(remat, math.inf) * mesh.window
             rows = min(rows, 8 * experiment.train.batch_size / _rows_ways(mesh))

@@ -355,6 +355,12 @@ def validate(experiment: Experiment) -> None:
         "at least 1",
         experiment.checkpoint.keep_every,
     )
+    _require(
+        (experiment.checkpoint.keep_every or 0) % experiment.checkpoint.every == 0,
+        "checkpoint.keep_every",
+        f"a multiple of checkpoint.every = {experiment.checkpoint.every}",
+        experiment.checkpoint.keep_every,
+    )
     most = train.steps + 1 - experiment.profile.start
     _require(
         experiment.profile.steps == 0 or 0 < experiment.profile.steps <= most,

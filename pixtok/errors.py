@@ -25,7 +25,11 @@ class NotFiniteError(RuntimeError):
 
 
 class DeadlineError(RuntimeError):
-    """Something did not come in time, or another process is gone.  Exit code 4."""
+    """Something did not come in time, or another process is gone.  Exit code 4, or `code`: with which that one left."""
+
+    def __init__(self, reason: str, code: ExitCode = ExitCode.DEADLINE) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class TooLargeError(RuntimeError):

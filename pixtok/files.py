@@ -67,15 +67,19 @@ class Lines:
             return
         self._text += line + "\n"
         if time.monotonic() - self._written > self._SECONDS:
-            self.close()
+            self.flush()
+
+    def flush(self) -> None:
+        """All lines are where they belong."""
+        if self._file is None:
+            write(self._path, self._text.encode())
+            self._written = time.monotonic()
 
     def close(self) -> None:
-        """All lines are where they belong."""
+        """No more lines come."""
+        self.flush()
         if self._file is not None:
             self._file.close()
-            return
-        write(self._path, self._text.encode())
-        self._written = time.monotonic()
 
     def __enter__(self) -> "Lines":
         return self

@@ -56,6 +56,11 @@ class Writer:
         self._file.add(json.dumps(line))
         self._board.add(step, split, figures)
 
+    def flush(self) -> None:
+        """What was written is there, whatever happens next."""
+        if not self.silent:
+            self._file.flush()
+
     def __enter__(self) -> "Writer":
         return self
 

@@ -1,6 +1,7 @@
 """A run directory, here or in a bucket: `config.json`, and what may change when a run is resumed."""
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import importlib.metadata
@@ -29,6 +30,7 @@ FREE = (
     "data.max_bad",
     "train.steps",
     "train.remat",
+    "train.microbatches",
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
@@ -37,8 +39,12 @@ FREE = (
     "deadline.",
     "profile.",
 )
-"""Settings that a resumed run may change: what a step computes from its batch stays as it is, but for the learning
-rate, whose schedule ends with `train.steps`."""
+"""Settings that a resumed run may change: what a step computes from its batch stays as it is, to rounding, but for the
+learning rate, whose schedule ends with `train.steps`."""
+_LEFT = ("checkpoints", "stacks-*.txt", "bad.jsonl", "bad-*.jsonl", "*.partial")
+"""What a run may leave that was killed before it had begun."""
+_HERE = ("data.path", "data.mix", "data.threads", "data.workers")
+"""Settings in which the processes of a run may differ."""
 
 
 def data_fingerprint(datasets: Iterable[Dataset]) -> str:
@@ -111,6 +117,26 @@ def check_resumable(where: Any, before: dict[str, Any], now: dict[str, Any]) -> 
         )
 
 
+def identity(description: dict[str, Any]) -> str:
+    """Equal on all processes that can train together: settings, data and versions, as JSON."""
+    settings = flatten(from_json(Experiment, description["experiment"]))
+    shared = {name: value for name, value in settings if not name.startswith(_HERE)}
+    return json.dumps({**shared, "data": description["data"], "versions": description["versions"]})
+
+
+def check_alike(identities: dict[int, str]) -> None:
+    """Raises InputError when a process of a run would train something else than process 0."""
+    first = json.loads(identities[0])
+    for process, text in sorted(identities.items()):
+        other = json.loads(text)
+        if odd := [name for name in first if other[name] != first[name]]:
+            name = odd[0]
+            raise InputError(
+                f"processes 0 and {process} differ in {name}, {first[name]} and {other[name]}: all hosts want the same "
+                "experiment, data sets and versions"
+            )
+
+
 def write_json(path: epath.Path, content: Any) -> None:
     """Write a JSON file at once."""
     write(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -174,8 +200,8 @@ class Run:
         """
         if not self.path.exists():
             return True
-        left = {item.name for item in self.path.iterdir() if not item.name.startswith("stacks-")}
-        if left <= {"checkpoints"} and not self.begun:
+        left = (item.name for item in self.path.iterdir())
+        if all(any(fnmatch.fnmatch(name, pattern) for pattern in _LEFT) for name in left) and not self.begun:
             return True
         return not self.content
 

@@ -17,14 +17,14 @@ from pixtok.checkpoint import Checkpoints
 from pixtok.config import Experiment, flatten, validate
 from pixtok.data import mixture
 from pixtok.data.pipeline import Bad, Batch, Loader
-from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.errors import ExitCode, InputError, NotFiniteError, TooLargeError
 from pixtok.files import Lines, location
 from pixtok.goodput import Ledger, age
 from pixtok.goodput import describe as describe_goodput
 from pixtok.hardware import peak
 from pixtok.metrics import SEEN, Live, Writer, describe, rate, read
 from pixtok.profile import Trace
-from pixtok.run import Run, check_resumable, write_json
+from pixtok.run import Run, check_alike, check_resumable, identity, write_json
 from pixtok.run import describe as describe_run
 from pixtok.signals import StopRequest
 from pixtok.step import Metrics, Program, State
@@ -103,19 +103,29 @@ class Trainer:
         if self._before is not None and self._before.begun:  # else it has nothing to lose
             check_resumable(self.run_dir, self._before.content, self._manifest)
         # Nobody writes before all have looked; and who asks jax for devices waits in C++ for all to ask.
-        cluster.barrier("checked", experiment.deadline.start)
+        check_alike(cluster.barrier("checked", experiment.deadline.start, identity(self._manifest)))
         self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
 
     @contextlib.contextmanager
     def _phase(self, kind: str, seconds: float) -> Iterator[None]:
-        """Count the time, and end the process when it takes too long."""
+        """Count the time, and end the process when it takes too long.  Raises TooLargeError."""
         with self.ledger.count(kind), self._watchdog.phase(kind, seconds):
-            yield
+            try:
+                yield
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                text = next((line for line in str(error).splitlines() if line), "")
+                raise TooLargeError(
+                    f"`{kind}` does not fit the memory of {jax.devices()[0].device_kind} ({text}): more "
+                    "--train.microbatches, --train.remat block, a larger --mesh.fsdp, or a smaller --train.batch_size; "
+                    "`pixtok compile` tells which is enough"
+                ) from error
 
     def run(self) -> ExitCode:
         """Join the job that the environment tells of; train to the last step, or until asked to stop.
 
-        Raises InputError, NotFiniteError, DeadlineError.
+        Raises InputError, NotFiniteError, DeadlineError, TooLargeError.
         """
         experiment, steps = self.experiment, self.experiment.train.steps
         deadline = experiment.deadline
@@ -138,7 +148,7 @@ class Trainer:
             with (
                 Writer(self.run_dir, start, silent=silent) as writer,
                 Live(start, steps, silent=silent) as live,
-                _BadLog(self.run_dir, experiment.data.max_bad * sum(map(len, self.loader.datasets))) as bad,
+                _BadLog(self.run_dir, self._most_bad()) as bad,
             ):
                 self._announce(start, live)
                 self.ledger.resume(self.run_dir, writer.lost)
@@ -152,6 +162,7 @@ class Trainer:
                 done, state, code = self._loop(state, start, stop, checkpoints, writer, live, bad)
                 with self._phase("save", deadline.save):
                     if checkpoints.latest() != done:
+                        writer.flush()
                         checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
                         checkpoints.latest()
                 if not silent:
@@ -161,6 +172,10 @@ class Trainer:
                     live.say(f"stopped after step {done} of {steps}, all saved; to go on: {shlex.join(self._command)}")
                     return code
         return ExitCode.DONE
+
+    def _most_bad(self) -> float:
+        """Documents that this process may find bad: its share, for each decodes about as many as any other."""
+        return self.experiment.data.max_bad * sum(map(len, self.loader.datasets)) / cluster.count()
 
     def _announce(self, start: int, live: Live) -> None:
         model = f"{rate(self.program.parameters)} parameters"
@@ -174,6 +189,13 @@ class Trainer:
         if start and self._before is not None and self._before.experiment.train.steps != steps:
             old = self._before.experiment.train.steps
             live.say(f"train.steps was {old} and is {steps}: the learning rate now falls until there")
+        first, weights = self.loader.stages[-1]
+        if start and first == start:
+            live.say(f"from here on rows come from the data sets by the weights {', '.join(f'{w:g}' for w in weights)}")
+        if start and self._before is not None:
+            was, now = self._before.content["versions"], self._manifest["versions"]
+            if changed := [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]:
+                live.say(f"it began with other versions, and may go on a little differently: {'; '.join(changed)}")
 
     def _first_state(self, checkpoints: Checkpoints) -> tuple[State, int]:
         seconds = self.experiment.deadline.restore
@@ -244,6 +266,7 @@ class Trainer:
                         self._evaluate(state, done, writer, live, bad)
                     if saving:
                         with self._phase("save", deadline.save):
+                            writer.flush()  # what a checkpoint goes on from must not be lost
                             checkpoints.save(done, state, self._manifest | {"mixture": self.loader.stages})
                     log.skip(time.perf_counter() - begin)
                 checkpoints.check()

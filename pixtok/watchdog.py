@@ -14,7 +14,7 @@ from etils import epath
 
 from pixtok import cluster
 from pixtok.config import Deadlines
-from pixtok.errors import ExitCode
+from pixtok.errors import DeadlineError, ExitCode
 from pixtok.files import write
 
 _GRACE = 5.0
@@ -24,7 +24,8 @@ _GRACE = 5.0
 class Watchdog:
     """A thread that ends the process with exit code 4 when a phase takes too long, or another process is gone.
 
-    Before it does, it writes the stacks of all threads to RUN/stacks-PROCESS.txt and says what was awaited, of whom.
+    Where that one told why it went, with its exit code.  Before, it writes the stacks of all threads to
+    RUN/stacks-PROCESS.txt and says what was awaited, of whom.
     A context manager.
     """
 
@@ -50,6 +51,8 @@ class Watchdog:
             reason = "".join(str(error).splitlines()[:1])  # what wraps an error may say nothing
             cluster.say(f"{type(error).__name__}: {reason}; looking whether another process is gone")
             time.sleep(self._deadlines.peer + 2 * self._interval)
+        if isinstance(error, DeadlineError) and error.code == ExitCode.DEADLINE:
+            cluster.say(f"stacks of all threads: {self._stacks()}")
         self._over.set()
 
     @contextlib.contextmanager
@@ -87,9 +90,9 @@ class Watchdog:
         """Say that this process lives, and hear of the others: process 0 of all, they of process 0."""
         own = json.dumps({"beat": beat, "phase": self._phase, "step": self._step})
         cluster.put(f"beat/{cluster.index()}", own)
-        if (gone := cluster.get("gone")) is not None:
+        if (gone := cluster.told()) is not None:
             if not self._over.wait(_GRACE):
-                self._exit(gone, tell=False)
+                self._exit(str(gone), gone.code, tell=False)
             return
         beats = cluster.all_of("beat") if cluster.lead() else {0: cluster.get("beat/0") or ""}
         now = time.monotonic()
@@ -112,19 +115,19 @@ class Watchdog:
                         reason += f"; {cluster.name(process)} is elsewhere: {_last(said)}"
         self._exit(reason)
 
-    def _exit(self, reason: str, *, tell: bool = True) -> None:
+    def _exit(self, reason: str, code: ExitCode = ExitCode.DEADLINE, *, tell: bool = True) -> None:
         # Telling the others may block as well.
-        end = threading.Timer(2 * self._interval + 30, os._exit, (ExitCode.DEADLINE,))
+        end = threading.Timer(2 * self._interval + 30, os._exit, (code,))
         end.daemon = True
         end.start()
         cluster.say(f"{reason}; stacks of all threads: {self._stacks()}")
         if cluster.count() > 1:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 if tell:
-                    cluster.put("gone", f"{reason} (says process {cluster.index()})")
+                    cluster.tell(f"{reason} (says process {cluster.index()})")
             if cluster.lead():
                 time.sleep(2 * self._interval)  # the others read it here
-        os._exit(ExitCode.DEADLINE)
+        os._exit(code)
 
     def _stacks(self) -> str:
         with tempfile.TemporaryFile() as file:

@@ -26,6 +26,15 @@ def test_lines_begin_anew_and_grow(tmp_path):
             assert path.read_text().splitlines() == [*kept, more]
 
 
+def test_lines_of_a_bucket_are_there_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("pixtok.files.is_local", lambda path: False)
+    with Lines(location(tmp_path / "log.jsonl"), []) as lines:
+        lines.add("a")
+        assert (tmp_path / "log.jsonl").read_text() == ""
+        lines.flush()
+        assert (tmp_path / "log.jsonl").read_text() == "a\n"
+
+
 @pytest.mark.slow
 def test_a_run_lives_in_a_bucket(dataset, tmp_path):
     """Trained, resumed, scored and drawn from, and nothing of it is written anywhere else."""

@@ -199,16 +199,45 @@ def test_a_process_that_never_comes_is_named(small, tmp_path):
 
 @pytest.mark.slow
 def test_bad_input_to_one_process_ends_all(small, tmp_path):
-    """Data that one host lacks: it says so with code 2, and the others say who went and why."""
+    """Data that one host lacks: it says so with code 2, and so do the others, with who went and why."""
     path = tmp_path / "odd.py"
     odd = small.read_text().replace("Data('", "Data(os.environ['JAX_PROCESS_ID'].strip('0') + '")
     path.write_text(odd.replace("from pixtok", "import os\n\nfrom pixtok", 1))
     results = finish(train(path, tmp_path / "run", 2))
-    assert [code for code, _, _ in results] == [4, 2], results
+    assert [code for code, _, _ in results] == [2, 2], results
     assert "does not exist" in results[1][2]
     assert "process 1" in results[0][2]
     assert "stopped with exit code 2: data.path: 1/" in results[0][2]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_other_settings_do_not_train_together(small, tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text(small.read_text().replace("1e-2", "float('1e-' + os.environ['JAX_PROCESS_ID'])", 1))
+    path.write_text(path.read_text().replace("from pixtok", "import os\n\nfrom pixtok", 1))
+    for code, _, err in finish(train(path, tmp_path / "run", 2)):
+        assert code == 2, err
+        assert "processes 0 and 1 differ in train.learning_rate, 1.0 and 0.1" in err
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_on_other_meshes_is_never_stopped(small, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    for mesh in (["--mesh.data", 1, "--mesh.fsdp", 2], ["--mesh.data", 1, "--mesh.window", 2]):
+        seen = lines_of(run_dir)
+        running = train(small, run_dir, 1, *mesh)
+        wait_until(lambda seen=seen: lines_of(run_dir) >= seen + 3, running)
+        running[0].send_signal(signal.SIGTERM)
+        ((code, _, err),) = finish(running)
+        assert code == 75, err
+    done = run_pixtok("train", small, "--run_dir", run_dir, *OPTIONS, JAX_NUM_CPU_DEVICES="1")
+    assert done.returncode == 0, done.stderr
+    got = losses(run_dir)
+    assert got.keys() == undisturbed.keys()
+    for key, loss in undisturbed.items():
+        assert got[key] == pytest.approx(loss, rel=1e-5), key
 
 
 def test_an_environment_of_halves_is_bad_input(monkeypatch):

@@ -69,6 +69,7 @@ def test_presets_are_valid(name):
         ("train.learning_rate", 0.0, "train.learning_rate must be positive and finite; got 0.0"),
         ("train.microbatches", 3, "train.batch_size must be a multiple of train.microbatches = 3; got 4"),
         ("checkpoint.every", 0, "checkpoint.every must be at least 1"),
+        ("checkpoint.keep_every", 750, "checkpoint.keep_every must be a multiple of checkpoint.every = 500; got 750"),
         ("profile.start", 0, "profile.start must be at least 1; got 0"),
         ("profile.steps", -1, "profile.steps must be from 0 to 8, for train.steps = 10 and profile.start = 3; got -1"),
         ("profile.steps", 9, "profile.steps must be from 0 to 8, for train.steps = 10 and profile.start = 3; got 9"),

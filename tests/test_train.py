@@ -14,7 +14,8 @@ from etils import epath
 from helpers import run_pixtok, save_image
 from pixtok import cli
 from pixtok.data.pipeline import Bad
-from pixtok.errors import ExitCode, InputError, NotFiniteError
+from pixtok.errors import ExitCode, InputError, NotFiniteError, TooLargeError
+from pixtok.run import check_alike, identity
 from pixtok.train import _BadLog
 
 EXPERIMENT = '''
@@ -88,9 +89,11 @@ def test_a_run_leaves_all_that_is_promised(finished):
     got = lines(finished)
     assert [line["step"] for line in got if line["split"] == "train"] == list(range(1, 13))
     assert [line["step"] for line in got if line["split"] == "validation"] == [0, 6, 12]
-    assert {"loss", "nats_word", "nats_first_pixel", "lr", "grad_norm", "pixels_per_s", "words_per_s"} <= set(got[-2])
+    assert {"loss", "nats_word", "nats_first_pixel", "lr", "grad_norm"} <= set(got[-2])
     # The first step is the compiler's, and tells nothing of the speed of training.
-    assert [line["step"] for line in got if line["split"] == "train" and "pixels_per_s" not in line] == [1]
+    raw = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    timed = [line["step"] for line in raw if {"pixels_per_s", "words_per_s"} <= set(line)]
+    assert timed == list(range(2, 13))
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["step"] == 12
     assert summary["validation"]["loss"] < summary["untrained"]["loss"] - 0.3
@@ -200,7 +203,7 @@ def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path
     first, last = lines(run_dir)[0], lines(finished)[-1]
     assert first["step"] == 0
     assert first["loss"] == pytest.approx(last["loss"], rel=1e-5)
-    figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1]
+    figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][2]
     assert 0 < figures["mfu"] < 1
     with pytest.raises(InputError, match=r"has model.window = 4, and this experiment has 8"):
         cli.run(["train", str(experiment), "--run_dir", "x", "--init", str(finished), "--model.window", "8"])
@@ -252,6 +255,9 @@ def test_a_mixture_is_trained_on_and_scored(experiment, dataset, photos, tmp_pat
     mixed = ["--data.mix", str(small), "--data.weights", "1", "3"]
     command = ["train", str(experiment), "--run_dir", str(run_dir), "--train.steps", "3", *mixed]
     assert cli.run(command) == ExitCode.DONE
+    capsys.readouterr()
+    assert cli.run([*command[:-1], "1", "--train.steps", "4"]) == ExitCode.DONE
+    assert "from here on rows come from the data sets by the weights 1, 1" in capsys.readouterr().err
     command[command.index(str(small))] = str(dataset)
     with pytest.raises(InputError, match=r"was trained on another data set than .*, .*: give what it was trained on"):
         cli.run([*command, "--data.path", str(small)])
@@ -322,15 +328,48 @@ def test_compressed_files_come_back(finished, tmp_path, capsys):
 def test_a_run_without_a_checkpoint_may_begin_anew(experiment, tmp_path, capsys):
     command = ["train", str(experiment), "--run_dir", str(tmp_path / "run")]
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "stacks-0.txt").touch()
+    for name in ("stacks-0.txt", "bad-1.jsonl", "config.json.partial"):
+        (tmp_path / "run" / name).touch()
     with pytest.raises(NotFiniteError, match="no checkpoint yet"):
         cli.run([*command, "--train.learning_rate", "1e30", "--train.clip_norm", "1e30"])
     assert cli.run([*command, "--train.steps", "3"]) == ExitCode.DONE
     config = (tmp_path / "run" / "config.json").read_bytes()
     cli.run([*command, "--train.steps", "3", "--name", "other"])
     assert (tmp_path / "run" / "config.json").read_bytes() == config, "there was nothing to do"
-    cli.run([*command, "--train.steps", "4"])
-    assert "the learning rate now falls until there" in capsys.readouterr().err
+    content = json.loads(config)
+    content["versions"]["jax"] = "0.1"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    cli.run([*command, "--train.steps", "4", "--train.microbatches", "2", "--mesh.data", "2", "--mesh.window", "2"])
+    said = capsys.readouterr().err
+    assert "the learning rate now falls until there" in said
+    assert "began with other versions, and may go on a little differently: jax 0.1, now " in said
+
+
+def test_too_little_memory_is_said_so(experiment, tmp_path, monkeypatch):
+    import jax
+
+    from pixtok.step import Program
+
+    def step(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes\nmore")
+
+    monkeypatch.setattr(Program, "train_step", step)
+    with pytest.raises(TooLargeError, match=r"`compile` does not fit .*allocating 5 bytes\).* --train.microbatches"):
+        cli.run(["train", str(experiment), "--run_dir", str(tmp_path / "run")])
+
+
+def test_processes_that_differ_are_told_apart(finished):
+    config = json.loads((finished / "config.json").read_text())
+    there = json.loads(json.dumps(config))
+    there["experiment"]["data"] |= {"path": "elsewhere", "threads": 3}
+    check_alike({0: identity(config), 1: identity(there)})
+    there["experiment"]["train"]["learning_rate"] = 0.5
+    with pytest.raises(InputError, match=r"0 and 1 differ in train.learning_rate, 0.01 and 0.5"):
+        check_alike({1: identity(there), 0: identity(config)})
+    config["data"]["fingerprint"] = "other"
+    with pytest.raises(InputError, match="differ in data"):
+        check_alike({0: identity(config), 1: identity(json.loads((finished / "config.json").read_text()))})
 
 
 def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path, monkeypatch, capsys):
