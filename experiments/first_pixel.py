@@ -108,7 +108,10 @@ def main() -> None:
         found[arm] = {"rate": best, "nats": nats, "rates": {f"{rate:g}": value for rate, value in first.items()}}
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))
-    print("an image of 224² under a trunk of 768, GFLOP:", {arm: gflop(arm, trunk=768, window=16) for arm in found})
+    print("\nGFLOP of one image of 224² under a trunk of 768 (4 blocks in all encoders; upw-image has 5):")
+    for arm in found:
+        cost = gflop(arm, trunk=768, window=16)
+        print(f"{arm}: {cost['encoder_and_trunk']:,.1f} encoder and trunk, {cost['all']:,.1f} in all")
 
 
 if __name__ == "__main__":

@@ -25,12 +25,18 @@ die() {
     exit 2
 }
 
-dry_run='' variant=''
+# Wherever it stands: none of what follows is started by mistake.
+dry_run='' given=()
+for word in "$@"; do
+    if [[ $word == --dry-run ]]; then dry_run=yes; else given+=("$word"); fi
+done
+set -- "${given[@]}"
+
+variant=''
 declare -A value=([SLICES]=1 [SERVICE_ACCOUNT]=default)
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
-        --dry-run) dry_run=yes && shift && continue ;;
         tpu | gpu) variant=$1 && shift && continue ;;
         --name | --image | --bucket | --accelerator | --topology | --service_account)
             [[ ${2:-} =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || die "$1 cannot be '${2:-}'" ;;
@@ -52,6 +58,12 @@ esac
 for option in name image bucket accelerator topology hosts; do
     [[ ${value[${option^^}]:-} ]] || die "--$option is missing"
 done
+[[ " $*" == *" --run_dir"[\ =]* ]] || die "--run_dir gs://BUCKET/DIR is missing: the disks of pods go with them"
+if [[ $variant == tpu ]]; then
+    [[ ${value[TOPOLOGY]} =~ ^[0-9]+(x[0-9]+)*$ ]] || die "--topology must be like 4x4"
+    here=$((value[HOSTS] * value[CHIPS])) wanted=$((${value[TOPOLOGY]//x/*}))
+    ((here == wanted)) || die "${value[TOPOLOGY]} is $wanted chips, and --hosts times --chips $here"
+fi
 # Pods are called NAME-slice-0-0-xxxxx, in at most 63 characters.
 [[ ${value[NAME]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     die "--name must be small letters, digits and -, 40 at most"

@@ -23,11 +23,17 @@ die() {
     exit 2
 }
 
-processes=2 devices=1 gpus='' retries=3 dry_run=''
+# Wherever it stands: none of what follows is started by mistake.
+dry_run='' given=()
+for word in "$@"; do
+    if [[ $word == --dry-run ]]; then dry_run=yes; else given+=("$word"); fi
+done
+set -- "${given[@]}"
+
+processes=2 devices=1 gpus='' retries=3
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
-        --dry-run) dry_run=yes && shift && continue ;;
         -n | --processes | --devices | --gpus | --retries)
             [[ ${2:-} =~ ^[0-9]+$ ]] || die "$1 wants a number" ;;
         -*) die "unknown option $1" ;;
@@ -46,6 +52,7 @@ done
 [[ -z $gpus ]] || ((gpus >= processes && gpus % processes == 0)) ||
     die "$gpus GPUs do not divide among $processes processes"
 pixtok=${PIXTOK:-pixtok}
+[[ $dry_run ]] || command -v "$pixtok" >/dev/null || die "there is no $pixtok: source .venv/bin/activate, or set PIXTOK"
 
 # Sets `command`, what process $1 of all runs.
 command_of() {
@@ -65,7 +72,7 @@ command_of() {
 
 # One process: its output line by line, its exit code in a file. Signals are pixtok's to answer, not this shell's.
 run_process() {
-    local line number=$1
+    local line code number=$1
     trap : INT TERM
     set +e
     command_of "$@"
@@ -73,7 +80,10 @@ run_process() {
         trap '' INT TERM
         while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$number" "$line"; done
     )
-    echo "${PIPESTATUS[0]}" >"$codes/$number"
+    code=${PIPESTATUS[0]}
+    echo "$code" >"$codes/$number"
+    ((code <= 128 || code == 130)) ||
+        echo "launch/local.sh: process $number was killed ($code); the others find out within --deadline.peer" >&2
 }
 
 # The exit code of all: the cause, where the processes differ. 4 and what kills may be but its effect on the others.

@@ -27,11 +27,17 @@ die() {
     exit 2
 }
 
-dry_run='' kind=tpu-vm zone=() everywhere=(--worker=all)
+# Wherever it stands: none of what follows is started by mistake.
+dry_run='' given=()
+for word in "$@"; do
+    if [[ $word == --dry-run ]]; then dry_run=yes; else given+=("$word"); fi
+done
+set -- "${given[@]}"
+
+kind=tpu-vm zone=() everywhere=(--worker=all)
 while (($#)); do
     case $1 in
         -h | --help) usage && exit ;;
-        --dry-run) dry_run=yes && shift ;;
         --queued) kind=queued-resources everywhere=(--worker=all --node=all) && shift ;;
         --zone) zone=("--zone=${2:?--zone wants a zone}") && shift 2 ;;
         -*) die "unknown option $1" ;;
@@ -41,6 +47,8 @@ done
 (($# >= 2)) || die "a verb and a name are needed"
 verb=$1 name=$2
 shift 2
+[[ $name != -* ]] || die "$verb wants a name, not $name"
+[[ $verb == create || $verb == run ]] || (($# == 0)) || die "$verb takes nothing after its name, but there is $1"
 
 do_or_print() {
     if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 H100 = Path(__file__).parents[1] / "experiments" / "h100.py"
-ABSENT = ("grain", "tyro", "array_record", "tensorboardX", "tensorflow_datasets", "rich")
+ABSENT = ("grain", "tyro", "array_record", "tensorboardX", "tensorflow_datasets")
 
 
 @pytest.mark.slow

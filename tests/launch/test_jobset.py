@@ -109,6 +109,9 @@ def test_kubectl_gets_what_a_dry_run_prints(programs):
     (call,) = programs.calls("kubectl")
     assert call["args"] == ["apply", "-f", "-"]
     assert call["stdin"] == jobset("gpu", "--dry-run", env=programs.env).stdout
+    command = [ROOT / "launch" / "jobset.sh", "gpu", *OPTIONS["gpu"], *MORE, *ARGS, "--dry-run"]
+    last = subprocess.run(command, capture_output=True, text=True, check=True, env=programs.env).stdout
+    assert last == call["stdin"], "wherever it stands"
     assert len(programs.calls("kubectl")) == 1
 
 
@@ -127,3 +130,19 @@ def test_bad_options_are_one_line(wrong, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "args", "message"),
+    [
+        (["--hosts", "3"], ARGS, "4x4 is 16 chips, and --hosts times --chips 12"),
+        (["--topology", "large"], ARGS, "--topology must be like 4x4"),
+        ([], ARGS[:-2], "--run_dir gs://BUCKET/DIR is missing"),
+    ],
+)
+def test_what_cannot_run_is_not_applied(options, args, message, programs):
+    command = [ROOT / "launch" / "jobset.sh", "tpu", *OPTIONS["tpu"], *options, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=programs.env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert programs.calls() == []

@@ -60,6 +60,11 @@ def test_scripts_are_sound(script, programs):
             ["queued-resources", "delete", "pod", "--force"],
         ),
         ("tpu_pod.sh", ["--dry-run", "install", "pod"], [], ["scp", "pod:", "--worker=all"]),
+        # Wherever it stands.
+        ("local.sh", ["-n", "1"], [*ARGS, "--dry-run"], ["pixtok", "train", *ARGS]),
+        ("slurm.sbatch", [], [*ARGS, "--dry-run"], ["srun", "pixtok", "train", *ARGS]),
+        ("tpu_pod.sh", ["delete", "--dry-run", "pod"], [], ["delete", "pod", "--quiet"]),
+        ("tpu_pod.sh", ["delete", "pod"], ["--dry-run"], ["delete", "pod", "--quiet"]),
     ],
 )
 def test_a_dry_run_prints_and_starts_nothing(script, before, after, prints, programs):
@@ -69,7 +74,28 @@ def test_a_dry_run_prints_and_starts_nothing(script, before, after, prints, prog
     assert programs.calls() == []
 
 
+@pytest.mark.parametrize(
+    ("script", "args", "message"),
+    [
+        ("tpu_pod.sh", ["delete", "pod", "--quickly"], "delete takes nothing after its name, but there is --quickly"),
+        ("tpu_pod.sh", ["delete", "--quickly", "pod"], "delete wants a name, not --quickly"),
+        ("slurm.sbatch", ["--dry-run", "--sweep", "/nowhere", *ARGS], "there is no /nowhere to read"),
+    ],
+)
+def test_bad_input_is_one_line_and_starts_nothing(script, args, message, programs):
+    done = run(programs, script, *args, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert message in done.stderr
+    assert programs.calls() == []
+
+
 class TestLocal:
+    def test_a_missing_program_is_not_started_again(self, programs):
+        programs.env["PIXTOK"] = "/nowhere/pixtok"
+        done = run(programs, "local.sh", *ARGS, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "there is no /nowhere/pixtok: source .venv/bin/activate" in done.stderr
+
     def test_each_process_knows_its_place(self, programs):
         programs.script("pixtok", "hello")
         programs.script("pixtok", "world", process=1)
