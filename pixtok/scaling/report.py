@@ -163,19 +163,24 @@ def _section(name: str, study: Study) -> str:
     figures = (
         ("Loss against compute: each line is one size, dashed the best runs, red the law's best.", _compute(study)),
         ("IsoFLOP profiles: runs of one budget, a parabola over log N, and its minimum.", _profiles(study)),
-        ("How many parameters a budget wants; the band is 95 %.", _optimum(study, "N")),
-        ("How much data a budget wants.", _optimum(study, "D")),
-        ("Measured against the law.", _agreement(study)),
-        ("What the law leaves.", _residuals(study)),
+        (
+            "How many parameters a budget wants; the band is 95 %, and wide where runs tell little.",
+            _optimum(study, "N"),
+        ),
+        ("How much data a budget wants, likewise.", _optimum(study, "D")),
+        ("Measured against the law: a good law has all on the line.", _agreement(study)),
+        ("What the law leaves: a good law leaves no trend.", _residuals(study)),
         ("What the runs tell of E: below the line are values that they do not exclude.", _floor(study)),
     )
     drawn = "".join(f"<figure>{_svg(figure)}<figcaption>{text}</figcaption></figure>" for text, figure in figures)
     warned = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in study.warnings)
-    unit = html.escape(study.runs.meaning.get("L", name))
+    meaning = study.runs.meaning
+    means = [[letter, meaning[letter]] for letter in ("L", "N", "D", "C") if letter in meaning]
     return f"""
-<h2>{html.escape(name)}</h2><p>{unit}</p>
+<h2>{html.escape(name)}</h2><p>{html.escape(tables.summary(study))}</p>
 {warned or "<p>No warnings.</p>"}
-<h3>The law</h3>{_LAW}{_table(tables.parameters(study))}{_table(tables.quality(study), head=False)}
+<h3>The law</h3>{_LAW}{_table(means, head=False)}
+{_table(tables.parameters(study))}{_table(tables.quality(study), head=False)}
 <h3>Sharing a budget</h3>{_table(tables.approaches(study))}{_table(tables.budgets(study))}
 <h3>Figures</h3><div class="figures">{drawn}</div>
 <h3>Correlation of parameters</h3>{_table(tables.correlations(study))}
@@ -193,7 +198,8 @@ def _inside_script(content: Any) -> str:
 def _points(study: Study) -> tables.Table:
     points = study.runs.points
     columns = zip(study.runs.names, *points[:3], study.runs.c_R, points.loss_R, study.residual_R, strict=True)
-    lines = [[a, *(f"{x:.3e}" for x in (n, d, u, c)), f"{y:.4f}", f"{r:+.2%}"] for a, n, d, u, c, y, r in columns]
+    by_cost = sorted(columns, key=lambda run: run[4])
+    lines = [[a, *(f"{x:.3e}" for x in (n, d, u, c)), f"{y:.4f}", f"{r:+.2%}"] for a, n, d, u, c, y, r in by_cost]
     return [["run", "N", "D", "D that differs", "C", "loss", "law / measured − 1"], *lines]
 
 

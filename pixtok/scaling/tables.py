@@ -30,6 +30,29 @@ def _band(figure: Interval, digits: str = "") -> list[str]:
     return [show(figure.value), f"{show(figure.low)} to {show(figure.high)}"]
 
 
+def summary(study: Study) -> str:
+    """What was found, and how far to trust it, in four sentences."""
+    c_R, parts, held = study.runs.c_R, study.parameters, study.held_out
+    top = float(c_R.max())
+    best, exponents = study.optimum(top), study.powers["surface"]
+    law = f"L = {number(parts['E'].value)} + {number(parts['A'].value)} / N^{parts['alpha'].value:.3f}"
+    law += f" + {number(parts['B'].value)} / D^{parts['beta'].value:.3f}"
+    tried = "" if held is None else f"; {len(held.names)} largest runs, left out, are predicted {held.error:.1%} wrong"
+    return (
+        f"{len(study.runs.names)} runs over {np.log10(top / c_R.min()):.1f} decades of compute give {law}, which "
+        f"misses them by {np.sqrt(np.mean(study.residual_R**2)):.1%} (root mean square){tried}. "
+        f"Of {top:.1e} FLOPs, the most that any run took, it gives {number(best['N'].value)} parameters "
+        f"{number(best['D'].value)} of data (95 %: {number(best['N'].low)} to {number(best['N'].high)} parameters) and "
+        f"expects {best['loss'].value:.3f}; the best run measured {float(study.runs.points.loss_R.min()):.3f}. "
+        f"With more compute parameters grow as C^{exponents['N'].value:.2f}, data as C^{exponents['D'].value:.2f}. "
+        + (
+            f"{len(study.warnings)} warnings below say what these runs do not tell."
+            if study.warnings
+            else "Nothing here warns against it."
+        )
+    )
+
+
 def parameters(study: Study) -> Table:
     """Of the law."""
     other = study.projected._asdict()
@@ -73,7 +96,8 @@ def budgets(study: Study, asked: tuple[float, ...] = ()) -> Table:
     lines = []
     for c in asked or (top, 10 * top, 100 * top):
         found = study.optimum(c)
-        lines.append([f"{c:.2e}", *(text for key in ("N", "D", "D/N", "loss") for text in _band(found[key]))])
+        beyond = f", {c / top:.3g} times beyond the runs" if c > 1.001 * top else ""
+        lines.append([f"{c:.2e}{beyond}", *(text for key in ("N", "D", "D/N", "loss") for text in _band(found[key]))])
     head = ["FLOPs C", "N*", "95 %", "D*", "95 %", "D*/N*", "95 %", "loss", "95 %"]
     return [head, *lines]
 
