@@ -28,6 +28,6 @@ def test_it_needs_no_more_than_jax_and_its_kin(tmp_path):
     assert (out / "gca.jsonl").stat().st_size
     assert lines[0]["failed"] == 0
     assert all(line["result"]["step_s"] > 0 for line in lines[1:])
-    # 8 steps teach little, but more than to guess: 4 levels are 2 bits for each of three channels.
-    assert lines[-1]["result"]["bits_per_pixel"] < 6
+    # 8 steps teach little, but that of each byte, to guess which takes 24 bits a pixel, only 4 values occur.
+    assert 1.9 < lines[-1]["result"]["bits_per_pixel"] < 12
     assert {path.name for path in out.glob("*.pb")} == {"tiny.xplane.pb", "family-128.xplane.pb"}
