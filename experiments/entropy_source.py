@@ -1,6 +1,6 @@
 """Images whose entropy is known, so that the E of a scaling law has a true value.
 
-python experiments/entropy_source.py build datasets/entropy     # 80,000 images of 16², and their bits per pixel
+python experiments/entropy_source.py build datasets/entropy     # 20,000 images of 32 × 8, and their bits per pixel
 pixtok train experiments/entropy_source.py                      # how near a model comes to it
 pixtok plan experiments/entropy_source.py runs/entropy --design grid --dials 8 12 16 24 32 --budget 1e13 \
     --levels 4 --decades 1.2 --seeds 2 --least_steps 100 --most_epochs 1.1
@@ -10,7 +10,8 @@ python experiments/entropy_source.py fit runs/entropy           # 20 laws, each 
 A pixel has one of 64 colours: a die with 8 sides, each half as likely as the one before, is thrown, and its left
 neighbour chooses which colour each side stands for, by a table that is drawn once.  Whatever the neighbour is, the
 entropy of a pixel given those before it is that of the die, H = 1.9630 bits, and so is that of the whole image per
-pixel: exactly, at the left border, which is a neighbour of its own, as well.  Colours that are likely in one row of the
+pixel: exactly, at the left border, which is a neighbour of its own, as well.  A window is as wide as an image, so that
+the left neighbour is always the pixel before.  Colours that are likely in one row of the
 table are so in most, and most are rare: what is left to learn comes ever more rarely, so that losses fall smoothly.
 Losses are those of one validation split, so what counts as true is what the die showed there.
 """
@@ -30,7 +31,7 @@ from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train
 SIDES = 8
 DIE = 0.5 ** np.arange(1, SIDES + 1) / (1 - 0.5**SIDES)
 BITS = float(-(DIE * np.log2(DIE)).sum())
-SIDE, IMAGES, LEVELS = 16, 80_000, 4
+HEIGHT, WIDTH, IMAGES, LEVELS = 32, 8, 20_000, 4
 
 
 def config(dial: int = 32, steps: int = 2400) -> Experiment:
@@ -55,7 +56,7 @@ def config(dial: int = 32, steps: int = 2400) -> Experiment:
 
 
 def draw(count: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """(so many images, (count, SIDE, SIDE, 3) bytes; bits per pixel of each, of what the die showed).
+    """(so many images, (count, HEIGHT, WIDTH, 3) bytes; bits per pixel of each, of what the die showed).
 
     Levels are the middles of their bins, so that what folding loses is known.
     """
@@ -64,10 +65,10 @@ def draw(count: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     popularity = -np.log(rng.permutation(colours) + 1)
     # A sample without replacement for each neighbour, the last for none.
     table = np.argsort(-popularity - rng.gumbel(size=(colours + 1, colours)), axis=1)[:, :SIDES]
-    thrown = rng.choice(SIDES, p=DIE, size=(SIDE, count, SIDE))
+    thrown = rng.choice(SIDES, p=DIE, size=(WIDTH, count, HEIGHT))
     drawn = np.empty(thrown.shape, int)
     colour = colours
-    for column in range(SIDE):
+    for column in range(WIDTH):
         colour = drawn[column] = table[colour, thrown[column]]
     levels = np.stack(np.unravel_index(drawn.transpose(1, 2, 0), (LEVELS,) * 3), axis=-1)
     return (256 // LEVELS * levels + 128 // LEVELS).astype(np.uint8), -np.log2(DIE[thrown]).mean((0, 2))
@@ -91,7 +92,7 @@ def build(out: Path) -> None:
             entry.size = file.tell()
             file.seek(0)
             tar.addfile(entry, file)
-    build_dataset(str(source), out, Settings(vocabulary="none", validation=0.025, test=0.0))
+    build_dataset(str(source), out, Settings(vocabulary="none", validation=0.05, test=0.0))
     source.unlink()
     dataset = Dataset(out)
     held_out = np.flatnonzero(dataset.index.split_N == SPLITS.index("validation"))
