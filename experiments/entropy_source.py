@@ -11,9 +11,10 @@ A pixel has one of 64 colours: a die with 8 sides, each half as likely as the on
 neighbour chooses which colour each side stands for, by a table that is drawn once.  Whatever the neighbour is, the
 entropy of a pixel given those before it is that of the die, H = 1.9630 bits, and so is that of the whole image per
 pixel: exactly, at the left border, which is a neighbour of its own, as well.  A window is as wide as an image, so that
-the left neighbour is always the pixel before.  Colours that are likely in one row of the
-table are so in most, and most are rare: what is left to learn comes ever more rarely, so that losses fall smoothly.
-Losses are those of one validation split, so what counts as true is what the die showed there.
+the left neighbour is always the pixel before.  Colours that are likely in one row of the table are so in most, and most
+are rare: what is left to learn comes ever more rarely, so that losses fall smoothly.  Losses are those of one
+validation split, so what counts as true is what the die showed there.  `--dial 16` comes to within 0.0075 bits in about
+a minute on 2 cores, and of 20 laws all hold the truth in their interval, which is wide (LOG.md).
 """
 
 import io

@@ -74,7 +74,7 @@ def train(name: str, rows: int, size: int, out: Path) -> dict[str, Any]:
 
 
 def learn(steps: int, rows: int) -> dict[str, Any]:
-    """A model of `entropy_source` , 4 images in a row: bits per pixel above what can be known.
+    """A model of `entropy_source`, 4 images in a row: bits per pixel above what can be known.
 
     The batches are made here, for want of the loader's libraries.
     """
