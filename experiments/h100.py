@@ -80,37 +80,18 @@ def learn(steps: int, rows: int) -> dict[str, Any]:
     """
     import entropy_source as source
     import jax
-    import numpy as np
 
-    from pixtok import document, likelihood, sharding
+    from pixtok import likelihood, sharding
+    from pixtok.bench.train import batch
     from pixtok.config import Mesh
-    from pixtok.document import Document, Rows
     from pixtok.step import Program
-    from pixtok.words import NoWords
 
     made = source.config(64, steps)
     made = dataclasses.replace(made, train=dataclasses.replace(made.train, batch_size=rows))
-    model, data = made.model, made.data
     program = Program(made, sharding.make_mesh(Mesh(), jax.devices()[:1]))
-
-    def batch(images: np.ndarray) -> Rows:
-        slots = [
-            document.tokenize(
-                Document("", (image,)),
-                NoWords(),
-                vocab_size=model.vocab_size,
-                fold_factor=model.fold_factor,
-                side=model.window,
-            )
-            for image in images
-        ]
-        empty = (document.empty_row(data.slots, data.windows, model.window) for _ in range(rows))
-        filled = [document.pack(slots[at::rows], row) for at, row in enumerate(empty)]
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-
     # The table of the source hangs on the seed of its draw, so all are of one.
     images, bits = source.draw(4 * rows * (8 + min(steps, 1000)))
-    batches = [batch(each) for each in images.reshape(-1, 4 * rows, *images.shape[1:])]
+    batches = [batch(made, each) for each in images.reshape(-1, 4 * rows, *images.shape[1:])]
     held_out, batches = batches[:8], batches[8:]
     state, begin, seconds = program.init(), time.perf_counter(), 0.0
     for step in range(steps):
@@ -119,7 +100,7 @@ def learn(steps: int, rows: int) -> dict[str, Any]:
             jax.block_until_ready(metrics)
             begin, seconds = time.perf_counter(), time.perf_counter() - begin
     sums = program.evaluate(state.params, [SimpleNamespace(rows=each) for each in held_out])
-    found = 3 * likelihood.figures(sums, model)["bpd_8bit"]
+    found = 3 * likelihood.figures(sums, made.model)["bpd_8bit"]
     true = float(bits[: 4 * rows * 8].mean())
     return {
         "device": jax.devices()[0].device_kind,

@@ -35,22 +35,30 @@ def experiment(model: Model, settings: Settings) -> Experiment:
     return Experiment("bench", model, Data("none", slots=windows + 4, windows=windows), train)
 
 
+def batch(made: Experiment, images: np.ndarray) -> Rows:
+    """Images (N, height, width, 3) in the rows of a batch, as many in each: without text, and without a data set."""
+    model, data, count = made.model, made.data, made.train.batch_size
+
+    def row(images: np.ndarray) -> Rows:
+        slots = [
+            document.tokenize(
+                Document("", (image,)),
+                NoWords(),
+                vocab_size=model.vocab_size,
+                fold_factor=model.fold_factor,
+                side=model.window,
+            )
+            for image in images
+        ]
+        return document.pack(slots, document.empty_row(data.slots, data.windows, model.window))
+
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *(row(part) for part in np.split(images, count)))
+
+
 def images(made: Experiment, size: int) -> Rows:
     """A batch of images of noise."""
-    model, data, rng = made.model, made.data, np.random.default_rng(0)
-
-    def row() -> Rows:
-        image = rng.integers(256, size=(size, size, 3), dtype=np.uint8)
-        slots = document.tokenize(
-            Document("", (image,)),
-            NoWords(),
-            vocab_size=model.vocab_size,
-            fold_factor=model.fold_factor,
-            side=model.window,
-        )
-        return document.pack([slots], document.empty_row(data.slots, data.windows, model.window))
-
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *(row() for _ in range(made.train.batch_size)))
+    rng = np.random.default_rng(0)
+    return batch(made, rng.integers(256, size=(made.train.batch_size, size, size, 3), dtype=np.uint8))
 
 
 class _Side(NamedTuple):
