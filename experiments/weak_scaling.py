@@ -7,7 +7,7 @@ grows as the machine does.  Loop and bare step take turns to be first; the faste
 else a machine does only adds, and all rounds are kept.  The loop's overhead is what loader, logging, deadlines and the
 agreement on when to stop add.  Results go to results/weak_scaling.jsonl.
 
-Measured 2026-11-28 on 2 cores, STEPS 20, ROUNDS 2: -1.1 % on one process, -3.1 % on two; rounds differ by up to 5 %.
+Measured 2026-11-28 on 2 cores, STEPS 20, ROUNDS 2: -1.7 % on one process, 1.6 % on two; rounds differ by up to 5 %.
 """
 
 import json
