@@ -25,7 +25,7 @@ test: check
 JOBS := tests/test_cluster.py tests/test_bucket.py tests/launch
 test-cluster: .venv/cuda.stamp .venv/torch.stamp
 	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
-		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py -k compiles
+		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py tests/test_compile.py -k compiles_for
 	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m slow $(JOBS:%=--ignore=%)
 	PYTHONPATH='$(CURDIR)/.venv/torch' $(BIN)/pytest -q tests/test_convert.py tests/test_bench.py
 	$(BIN)/pytest -q -m slow $(JOBS)

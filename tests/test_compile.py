@@ -336,3 +336,20 @@ def test_the_compiler_refuses_what_is_too_large():
     assert report.verdict.startswith("Ran out of memory")
     assert "\n" not in report.verdict
     assert report.collectives == report.roofline == {}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "summaries"), [(Mesh(2, 2), True), (Mesh(2, window=2), False), (Mesh(2, tensor=2), True)], ids=str
+)
+def test_compiles_for_h100s_that_are_not_here(mesh, summaries):
+    try:
+        where = compiler.target("h100:2x2")
+    except InputError as missing:
+        pytest.skip(str(missing))
+    wide = Stream(width=128, layers=2, heads=2, kv_heads=2)
+    model = Model(wide, wide, wide, window=8, halo=2 if summaries else 0, summaries=summaries)
+    made = dataclasses.replace(TINY, model=model, mesh=mesh)
+    report = compiler.compile_step(made, where)
+    assert report.fits
+    assert report.devices == 4
+    assert set(report.collectives) >= {"all-reduce"}

@@ -1,13 +1,17 @@
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
+from jax import numpy as jnp
+from jax.sharding import PartitionSpec
 
 from pixtok import likelihood, optim, sharding
 from pixtok.config import Data, Experiment, Mesh, Model, Stream, Train
 from pixtok.data.pipeline import Loader
 from pixtok.errors import InputError
+from pixtok.model.mesh import shard_map
 from pixtok.step import Program
 
 
@@ -74,6 +78,43 @@ def test_weights_are_born_sharded(experiment):
     moments = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape == kernel.shape]
     assert len(moments) == 2
     assert all(leaf.sharding == kernel.sharding for leaf in moments)
+
+
+def test_no_array_without_elements_goes_in_or_out_of_a_shard_map(experiment):
+    """Of one the compiler of jax 0.11 for GPUs dies."""
+    alone = dataclasses.replace(experiment.model, halo=0, summaries=False)
+    made = dataclasses.replace(experiment, mesh=Mesh(data=2, window=2), model=alone)
+    text = Program(made, sharding.make_mesh(made.mesh)).lower_train_step().as_text()
+    assert text.count("sdy.manual_computation") > 4
+    assert not empty_arguments(text)
+
+
+def test_what_depends_on_nothing_is_not_taken_out_of_a_shard_map():
+    def block(x, _):
+        spec = PartitionSpec("data")
+        return shard_map(lambda x: jnp.sin(jnp.concatenate([x, jnp.zeros(0)])), (spec,), spec, x), None
+
+    def loss(x):
+        return jax.lax.scan(block, x, length=3)[0].sum()
+
+    with jax.set_mesh(sharding.make_mesh(Mesh(data=4))):
+        text = jax.jit(jax.grad(loss)).lower(jnp.ones(8)).as_text()
+    assert text.count("sdy.manual_computation") > 1
+    assert not empty_arguments(text)
+
+
+def empty_arguments(text: str) -> list[str]:
+    """Types of arguments and results of shard_map that hold nothing."""
+    found, depth = [], []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if "sdy.manual_computation" in line:
+            depth.append(indent)
+            found += re.findall(r"%arg\d+: (tensor<(?:\d+x)*0x\w+>)", line)
+        elif depth and indent == depth[-1] and line.lstrip().startswith("} : ("):
+            depth.pop()
+            found += re.findall(r"tensor<(?:\d+x)*0x\w+>", line)
+    return found
 
 
 @pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])

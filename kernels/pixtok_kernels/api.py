@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pixtok_kernels import library, pallas_gpu, pallas_tpu, reference, shapes
@@ -17,6 +18,8 @@ Implementation = Literal["reference", "library", "pallas_tpu", "pallas_gpu"]
 BACKENDS: dict[str, ModuleType] = {"library": library, "pallas_tpu": pallas_tpu, "pallas_gpu": pallas_gpu}
 """Each has `refusal`, `forward` and `backward`; the reference has neither, it is differentiated as it stands."""
 IMPLEMENTATIONS = ("reference", *BACKENDS)
+KEPT = "global_conditional_attention"
+"""What a policy of `jax.checkpoint` keeps for the backward pass: the output, and the log-sum-exp of all scores."""
 # By the platform that a program is compiled for, which need not be here.
 _AUTOMATIC = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}
 _log = logging.getLogger("pixtok_kernels")
@@ -116,7 +119,7 @@ def _attend(a: Arguments, scale: float, chosen: tuple[tuple[str, str], ...]) -> 
 
 
 def _forward(a: Arguments, scale: float, chosen: tuple[tuple[str, str], ...]) -> tuple[jax.Array, Any]:
-    o_BMWHD, lse_BHMW = _by_platform(chosen, "forward", a, scale)
+    o_BMWHD, lse_BHMW = (checkpoint_name(x, KEPT) for x in _by_platform(chosen, "forward", a, scale))
     return o_BMWHD, (a, o_BMWHD, lse_BHMW)
 
 

@@ -37,8 +37,9 @@ gpu_device_info {
   l2_cache_size: 52428800
 }
 """
-H100_OPTIONS = {"xla_gpu_autotune_level": 0}
-"""Compiler options for a machine without the device: autotuning would run candidates on it."""
+H100_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+"""Compiler options for a machine without the device: autotuning would run candidates on it, and without that there are
+products for which Triton has no blocks to start from."""
 
 
 def h100(hosts: int = 1, devices_per_host: int = 8) -> topologies.TopologyDescription:

@@ -266,9 +266,7 @@ def _where_the_windows_are(*arrays: jax.Array) -> jax.Array:
         return attend(*arrays)
     window, slot = PartitionSpec(BATCH, "window", None, "tensor"), PartitionSpec(BATCH, None, "tensor")
     seen = PartitionSpec(BATCH, "window")
-    specs = window, window, window, slot, slot, seen, seen
-    # The kernels do not say along which axes their results vary.
-    return jax.shard_map(attend, in_specs=specs, out_specs=window, check_vma=False)(*arrays)
+    return mesh.shard_map(attend, (window, window, window, slot, slot, seen, seen), window, *arrays)
 
 
 def border(x_BMWE: jax.Array, halo: Halo) -> jax.Array:
@@ -289,11 +287,10 @@ def look(x_BMQKD: jax.Array, index_BMP: jax.Array, heads: str | None) -> jax.Arr
     def gather(x_BMQKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
         return ask(jax.lax.all_gather(x_BMQKD, "window", axis=1, tiled=True), index_BMP)
 
-    if mesh.current() is None:
+    if mesh.current() is None or not index_BMP.size:
         return ask(x_BMQKD, index_BMP)
     window = PartitionSpec(BATCH, "window", None, heads)
-    specs = window, PartitionSpec(BATCH, "window")
-    return jax.shard_map(gather, in_specs=specs, out_specs=window, check_vma=False)(x_BMQKD, index_BMP)
+    return mesh.shard_map(gather, (window, PartitionSpec(BATCH, "window")), window, x_BMQKD, index_BMP)
 
 
 def _gather(x_BNKD: jax.Array, index_BMP: jax.Array) -> jax.Array:
