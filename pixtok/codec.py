@@ -100,7 +100,7 @@ class Codec:
 
     def __init__(self, model: Model, params: Any) -> None:
         """Raises InputError for a model that does not predict all 8 bits, or without constriction."""
-        if model.objective == "reference" or (not model.residual and model.fold_factor > 1):
+        if model.objective != "full" or (not model.residual and model.fold_factor > 1):
             raise InputError(
                 "this model does not predict all 8 bits of every pixel: only one trained with --model.objective full "
                 "and --model.residual can compress"

@@ -52,9 +52,9 @@ class Model:
     """The causal decoder over words and window summaries."""
     decoder: Stream
     """The pixel decoder, which predicts all pixels."""
-    objective: Literal["full", "reference"] = "full"
+    objective: Literal["full", "reference", "words"] = "full"
     """`full`: every word and every pixel is predicted. `reference`: words and the first pixel of each window, as in
-    UPW; there is no pixel decoder."""
+    UPW. `words`: words alone. But for `full` there is no pixel decoder."""
     vocab_size: int = 262
     """Word ids V, special tokens included; 262 is the byte vocabulary."""
     fold_factor: int = 16
@@ -71,9 +71,12 @@ class Model:
     transfer: bool = False
     """Initial weights, scales and learning rates of each matrix follow its shape, for one `train.learning_rate` at all
     widths and depths (see `transfer`)."""
-    variant: Literal["pixtok", "upw"] = "pixtok"
+    variant: Literal["pixtok", "upw", "patches"] = "pixtok"
     """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
-    `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window."""
+    `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window.
+    `patches`: no pixel has an embedding; a window is one vector of intensities, as in a ViT, for comparison."""
+    stem: int = 768
+    """Hidden width of what makes a summary of a patch."""
 
 
 @dataclass(frozen=True)
@@ -295,10 +298,15 @@ def validate(experiment: Experiment) -> None:
     _require(model.vocab_size >= 6, "model.vocab_size", "at least 6, the special tokens", model.vocab_size)
     _require(model.window >= 1, "model.window", "at least 1", model.window)
     _require(0 <= model.halo <= model.window, "model.halo", f"from 0 to model.window = {model.window}", model.halo)
+    _require(model.stem >= 1, "model.stem", "at least 1", model.stem)
+    patches = model.variant == "patches"
+    if patches:
+        _require(model.objective == "words", "model.objective", "words for model.variant = patches", model.objective)
+        _require(model.encoder.layers == 0, "model.encoder.layers", "0 for patches", model.encoder.layers)
     for name in ("encoder", "trunk", "decoder"):
         stream: Stream = getattr(model, name)
         for size in ("width", "layers", "heads", "kv_heads"):
-            least = 0 if (name, size) == ("decoder", "layers") else 1
+            least = 0 if size == "layers" and (name == "decoder" or (name == "encoder" and patches)) else 1
             _require(getattr(stream, size) >= least, f"model.{name}.{size}", f"at least {least}", getattr(stream, size))
         width, heads, kv_heads = stream.width, stream.heads, stream.kv_heads
         _require(width % heads == 0, f"model.{name}.width", f"a multiple of model.{name}.heads = {heads}", width)

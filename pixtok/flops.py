@@ -17,6 +17,7 @@ from pixtok.document import Rows
 from pixtok.model.embed import PLACE_SIZE
 from pixtok.model.halo import around, offsets
 from pixtok.model.heads import outcomes, parts
+from pixtok.model.patches import inputs
 
 
 class Entry(NamedTuple):
@@ -93,24 +94,7 @@ def ledger(model: Model, n: Counts) -> dict[str, Entry]:
     """Parameters, and FLOPs of one forward pass of such rows, by group; the groups are all of the model."""
     encoder, trunk, decoder = model.encoder, model.trunk, model.decoder
     is_full, sizes = model.objective == "full", parts(model)
-
-    table = (
-        3 * fold.levels(model.fold_factor)
-        if fold.by_channel(model.fold_factor)
-        else fold.colours(model.fold_factor) + 1
-    )
-    entries = {"embeddings": Entry(model.vocab_size * trunk.width + table * encoder.width, 0)}
-
-    weights, token = _block(encoder)
-    own = encoder.layers * (weights + 2 * encoder.width) + encoder.width
-    flops = encoder.layers * n.pixels * token + _scores(encoder, n.pixel_pairs)
-    if encoder.width != trunk.width:
-        own += encoder.width * trunk.width
-        flops += 2 * n.windows * encoder.width * trunk.width
-    if model.variant == "pixtok":
-        own += PLACE_SIZE * trunk.width
-        flops += 2 * n.windows * PLACE_SIZE * trunk.width
-    entries["encoder"] = Entry(own, flops)
+    entries = _patches(model, n) if model.variant == "patches" else _pixels(model, n)
 
     weights, token = _block(trunk)
     own = trunk.layers * (weights + 2 * trunk.width) + trunk.width
@@ -142,6 +126,30 @@ def ledger(model: Model, n: Counts) -> dict[str, Entry]:
     predicted = n.pixels if is_full else n.windows
     entries["pixel head"] = Entry(own, 2 * predicted * (len(sizes) * 4 * E * E + tables))
     return entries
+
+
+def _pixels(model: Model, n: Counts) -> dict[str, Entry]:
+    """Tables, and the pixel encoder."""
+    encoder, trunk, factor = model.encoder, model.trunk, model.fold_factor
+    table = 3 * fold.levels(factor) if fold.by_channel(factor) else fold.colours(factor) + 1
+    weights, token = _block(encoder)
+    own = encoder.layers * (weights + 2 * encoder.width) + encoder.width
+    flops = encoder.layers * n.pixels * token + _scores(encoder, n.pixel_pairs)
+    if encoder.width != trunk.width:
+        own += encoder.width * trunk.width
+        flops += 2 * n.windows * encoder.width * trunk.width
+    if model.variant == "pixtok":
+        own += PLACE_SIZE * trunk.width
+        flops += 2 * n.windows * PLACE_SIZE * trunk.width
+    tables = model.vocab_size * trunk.width + table * encoder.width
+    return {"embeddings": Entry(tables, 0), "encoder": Entry(own, flops)}
+
+
+def _patches(model: Model, n: Counts) -> dict[str, Entry]:
+    """The table of words, and the patch encoder."""
+    E = model.trunk.width
+    weights = (inputs(model.window) + E) * model.stem + PLACE_SIZE * E
+    return {"embeddings": Entry(model.vocab_size * E, 0), "encoder": Entry(weights + E, 2 * n.windows * weights)}
 
 
 def parameters(model: Model) -> int:
@@ -184,17 +192,16 @@ def again(experiment: Experiment) -> float:
     model, n, remat = experiment.model, full(experiment), experiment.train.remat
     groups = ledger(model, n)
     second = sum(groups[name].forward for name in _pieces(model) if name in groups)
-    streams = [(model.encoder, n.pixels, n.pixel_pairs), (model.trunk, n.slots, n.slot_pairs)]
+    streams = [(model.encoder, n.pixels, n.pixel_pairs, 0), (model.trunk, n.slots, n.slot_pairs, 0)]
     if model.objective == "full":
         near = n.pixel_pairs + n.windows + n.halo_pairs
         far = n.far_pairs if model.summaries else 0
-        streams.append((model.decoder, n.pixels + n.windows, near + far))
-    for stream, tokens, pairs in streams if remat != "none" else ():
+        keys = n.slots if model.summaries else 0
+        streams.append((model.decoder, n.pixels + n.windows, near + far, keys))
+    for stream, tokens, pairs, keys in streams if remat != "none" else ():
         E, H, K, D = stream.width, stream.heads, stream.kv_heads, stream.head_width
         weights = E * D * (H + 2 * K) + (E * H * D + 2 * E * stream.hidden if remat == "block" else 0)
-        second += stream.layers * tokens * 2 * weights + _scores(stream, pairs)
-        if stream is model.decoder and model.summaries:
-            second += stream.layers * n.slots * 4 * E * K * D
+        second += stream.layers * (tokens * 2 * weights + keys * 4 * E * K * D) + _scores(stream, pairs)
     return 1 + second / (3 * forward(model, n))
 
 

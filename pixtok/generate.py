@@ -1,6 +1,6 @@
-"""Images and text drawn from a model: whole, or around what is known."""
+"""Images drawn from a model: whole, or around what is known."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,18 +14,20 @@ from pixtok.document import Document, Rows
 from pixtok.draw import Draw
 from pixtok.errors import InputError
 from pixtok.stepper import Caches, Stepper
-from pixtok.words import Special, Vocabulary
+from pixtok.words import Vocabulary
 
 _AS_IT_IS = Draw()
 
 
-class _Knobs(NamedTuple):
+class Knobs(NamedTuple):
+    """The numbers of a `Draw`, as arrays."""
+
     temperature: Any
     top_k: Any
     top_p: Any
 
 
-def draw(key: jax.Array, logits_BU: jax.Array, knobs: _Knobs) -> jax.Array:
+def draw(key: jax.Array, logits_BU: jax.Array, knobs: Knobs) -> jax.Array:
     """One outcome for each row, (B,), of logits divided by the temperature, within top-k and top-p."""
     # By rank, so that equal outcomes do not count as one.
     order_BU = jnp.argsort(-logits_BU, axis=-1)
@@ -47,11 +49,11 @@ class Generator:
     """Weights that draw."""
 
     def __init__(self, model: Model, params: Any, vocabulary: Vocabulary) -> None:
-        """Raises InputError for a model that predicts first pixels alone."""
-        if model.objective == "reference":
+        """Raises InputError for a model that does not predict all pixels."""
+        if model.objective != "full":
             raise InputError(
-                "this model predicts the first pixel of each window alone (model.objective = reference) and cannot "
-                "draw an image: train one with --model.objective full"
+                f"this model does not predict all pixels (model.objective = {model.objective}) and cannot draw an "
+                "image: train one with --model.objective full"
             )
         self.model, self.params, self.vocabulary = model, params, vocabulary
 
@@ -77,22 +79,11 @@ class Generator:
             session.go(known_MW[: unknown[-1] + 1], progress)
         return np.stack([windows.join(fold.unpack(item), *mask.shape) for item in session.pixel_BMW])
 
-    def text(
-        self, image: Image, *, count: int = 1, limit: int = 64, how: Draw = _AS_IT_IS, progress: Progress | None = None
-    ) -> list[str]:
-        """Draw what comes after an image, up to the end of the document or `limit` words, count times."""
-        session = _Session(self, (image,), count, how, limit)
-        session.go(np.ones(session.pixel_BMW.shape[1:], bool), progress)
-        ids_BT = np.concatenate(list(session.words(limit)), axis=1).tolist()
-        return [self.vocabulary.decode(ids[: (*ids, Special.EOS).index(Special.EOS)]) for ids in ids_BT]
-
 
 class _Session:
     """One document's layout, filled slot by slot."""
 
-    def __init__(
-        self, generator: Generator, parts: tuple[str | Image, ...], count: int, how: Draw, extra: int = 0
-    ) -> None:
+    def __init__(self, generator: Generator, parts: tuple[str | Image, ...], count: int, how: Draw) -> None:
         model, self._params = generator.model, generator.params
         slots = document.tokenize(
             Document("", parts),
@@ -101,24 +92,15 @@ class _Session:
             fold_factor=model.fold_factor,
             side=model.window,
         )
-        row = document.empty_row(len(slots.word_S) + extra, len(slots.window_slot_M), model.window)
-        row = document.pack([slots], row)
-        row.position_BS[:] = np.arange(len(row.position_BS))  # of slots to come as well
+        row = document.pack([slots], document.empty_row(len(slots.word_S), len(slots.window_slot_M), model.window))
         self._rows = Rows(*(np.repeat(array[None], count, axis=0) for array in row))
         self.pixel_BMW = self._rows.pixel_BMW.copy()
-        self._knobs = _Knobs(*map(jnp.float32, (how.temperature, how.top_k, how.top_p)))
+        self._knobs = Knobs(*map(jnp.float32, (how.temperature, how.top_k, how.top_p)))
         self._key = jax.random.key(how.seed)
         self._stepper = stepper = Stepper(model, self._rows)
         self._caches = stepper.empty()
         self._word = jax.jit(stepper.word, donate_argnums=1)
         self._window = jax.jit(_window(stepper), donate_argnums=1)
-
-        def next_word(params: Any, caches: Caches, slot: jax.Array, knobs: _Knobs, key: jax.Array):
-            # A model may have more words than its vocabulary.
-            drawn_B = draw(key, stepper.logits(params, caches, slot)[:, : generator.vocabulary.size], knobs)
-            return stepper.word(params, caches, slot, drawn_B), drawn_B
-
-        self._next_word = jax.jit(next_word, donate_argnums=1)
         self._slot = 0
 
     def go(self, known_MW: np.ndarray, progress: Progress | None) -> None:
@@ -137,25 +119,11 @@ class _Session:
             if progress is not None:
                 progress(len(given_BW) * int(self._rows.shape_BM2[0, number].prod()))
 
-    def words(self, limit: int) -> Iterator[np.ndarray]:
-        """Close the image and draw words (B, 1), until all have ended."""
-        count = len(self.pixel_BMW)
-        close_B = np.full(count, Special.END_IMAGE, np.int32)
-        self._caches = self._word(self._params, self._caches, jnp.int32(self._slot), close_B)
-        ended_B = np.zeros(count, bool)
-        for slot in range(self._slot + 1, self._slot + 1 + limit):
-            self._key, key = jax.random.split(self._key)
-            self._caches, drawn_B = self._next_word(self._params, self._caches, jnp.int32(slot), self._knobs, key)
-            yield np.asarray(drawn_B)[:, None]
-            ended_B |= np.asarray(drawn_B) == Special.EOS
-            if ended_B.all():
-                return
-
 
 def _window(stepper: Stepper):
     """The compiled step: all pixels of one window, those known forced to be what they are."""
 
-    def pixel(params: Any, key: jax.Array, state_BE: jax.Array, knobs: _Knobs) -> jax.Array:
+    def pixel(params: Any, key: jax.Array, state_BE: jax.Array, knobs: Knobs) -> jax.Array:
         """One colour."""
         value = []
         for part in range(len(stepper.parts)):
@@ -169,7 +137,7 @@ def _window(stepper: Stepper):
         number: jax.Array,
         given_BW: jax.Array,
         known_W: jax.Array,
-        knobs: _Knobs,
+        knobs: Knobs,
         key: jax.Array,
     ) -> tuple[Caches, jax.Array]:
         caches, here = stepper.begin(params, caches, number)

@@ -5,7 +5,8 @@
 The unified head says whether a window follows, the pixel decoder gives its pixels.  It sums to one over all
 documents, in which any slot may hold any word or a window.  The height and width of an image are given, and yet the
 model pays for saying that each window follows; who knows them may spend less.  UPW's objective is the first sum and
-the folded colours of first pixels, which its head gives at once: −log p(u_{s+1} | u_≤s).
+the folded colours of first pixels, which its head gives at once: −log p(u_{s+1} | u_≤s).  Where words alone are
+predicted, windows are given, and the sum is that of words given what comes before them.
 """
 
 import math
@@ -43,9 +44,14 @@ def counts(rows: Rows, model: Model) -> dict[str, jax.Array]:
     target_BS = jnp.asarray(rows.target_BS)
     return {
         "words": jnp.sum((target_BS != NO_TARGET) & (target_BS < model.vocab_size), dtype=jnp.int32),
-        "first_pixels": jnp.sum(target_BS >= model.vocab_size, dtype=jnp.int32),
+        "first_pixels": jnp.sum(_is_window(target_BS, model), dtype=jnp.int32),
         "pixels": jnp.sum(rows.shape_BM2.prod(-1), dtype=jnp.int32) if model.objective == "full" else jnp.int32(0),
     }
+
+
+def _is_window(target_BS: jax.Array, model: Model) -> jax.Array:
+    """Where the target is a window, and predicted."""
+    return (target_BS >= model.vocab_size) & (model.objective != "words")
 
 
 def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
@@ -53,7 +59,7 @@ def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
     rows = jax.tree.map(jnp.asarray, rows)
     target_BS = rows.target_BS
     is_word_BS = (target_BS != NO_TARGET) & (target_BS < model.vocab_size)
-    is_window_BS = target_BS >= model.vocab_size
+    is_window_BS = _is_window(target_BS, model)
     full = model.objective == "full"
 
     pixel_1W = jnp.arange(nats.pixel_BMWC.shape[2])[None, None]
@@ -90,9 +96,10 @@ def total(sums: Sums) -> Sums:
 def loss(sums: Sums, model: Model) -> Any:
     """What training minimises.
 
-    `full`: nats per word + nats per sub-pixel.  `reference`: nats per target, word or first pixel alike.
+    `full`: nats per word + nats per sub-pixel.  `reference`: nats per target, word or first pixel alike.  `words`:
+    nats per word.
     """
-    if model.objective == "reference":
+    if model.objective != "full":
         targets = sums.words + sums.first_pixels
         return _ratio(sums.nats_word + sums.nats_first_pixel, targets)
     return _ratio(sums.nats_word, sums.words) + _ratio(
@@ -122,6 +129,7 @@ def figures(sums: Sums, model: Model) -> dict[str, Any]:
         ("reference", sums.nats_word + sums.nats_first_pixel, sums.words + sums.first_pixels),
     ):
         defined = name != "bpd_8bit" or model.residual or model.fold_factor == 1
+        defined &= name != "reference" or model.objective != "words"
         if defined and np.any(np.asarray(count) > 0):
             out[name] = _ratio(nats, count)
     return out

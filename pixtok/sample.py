@@ -14,6 +14,7 @@ from pixtok.draw import Draw
 from pixtok.errors import InputError
 from pixtok.files import location, progress_bar, write
 from pixtok.generate import Generator
+from pixtok.reader import Reader
 from pixtok.run import Run
 from pixtok.words import NoWords
 
@@ -26,8 +27,7 @@ class Sampler:
     def __init__(self, run_dir: epath.PathLike, *, step: int | None = None, out: epath.PathLike | None = None) -> None:
         """`step` None: the latest; `out` None: the folder `samples` of the run.  Raises InputError."""
         self._run = Run(epath.Path(run_dir))
-        _, _, params = weights.load(self._run, step)
-        self._generator = Generator(self._run.experiment.model, params, NoWords())
+        _, _, self._params = weights.load(self._run, step)
         self._out = location(out) if out else self._run.path / "samples"
 
     def _common_size(self) -> tuple[int, int]:
@@ -43,8 +43,6 @@ class Sampler:
 
         `size` None: the most common one of the run's data set.
         """
-        if prompt:
-            self._generator.vocabulary = self._run.datasets()[0].vocabulary()
         size = size or self._common_size()
         blank = np.full((*size, 3), GREY, np.uint8)
         return self._draw(blank, np.ones(size, bool), count, how, prompt)
@@ -72,9 +70,9 @@ class Sampler:
 
     def read(self, image: Path, count: int, how: Draw) -> list[epath.Path]:
         """Draw the text that follows an image, brought down to the size that the run was trained on.  → the files."""
-        self._generator.vocabulary = self._run.datasets()[0].vocabulary()
         known = images.read(image, self._run.experiment.data.image_size)
-        texts = self._generator.text(known, count=count, how=how)
+        reader = Reader(self._run.experiment.model, self._params, self._run.datasets()[0].vocabulary())
+        texts = reader.read([known] * count, batch_size=count, how=how)
         files = []
         for number, text in enumerate(texts):
             files.append(self._out / f"{number:03d}.txt")
@@ -82,9 +80,11 @@ class Sampler:
         return files
 
     def _draw(self, known: Image, mask: np.ndarray, count: int, how: Draw, text: str = "") -> list[epath.Path]:
+        vocabulary = self._run.datasets()[0].vocabulary() if text else NoWords()
+        generator = Generator(self._run.experiment.model, self._params, vocabulary)
         with progress_bar("drawing") as bar:
             task = bar.add_task("", total=count * mask.size, note="pixels")
-            drawn = self._generator.images(
+            drawn = generator.images(
                 known, mask, text=text, count=count, how=how, progress=lambda done: bar.advance(task, done)
             )
         files = []

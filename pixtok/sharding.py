@@ -19,6 +19,7 @@ RULES: dict[str, str | None] = {
     "embed": "fsdp",
     "pixel_embed": None,
     "pixel_input": None,
+    "patch": None,
     "level": None,
     "heads": "tensor",
     "kv_heads": "tensor",

@@ -1,5 +1,6 @@
 """Small models and rows for tests."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -20,6 +21,9 @@ SMALL = Model(
     window=3,
     halo=2,
 )
+
+READING = dataclasses.replace(SMALL, objective="words")
+PATCHES = dataclasses.replace(READING, variant="patches", stem=20, encoder=dataclasses.replace(SMALL.encoder, layers=0))
 
 
 def image(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import pytest
-from models import SMALL, batch, compiled, image
+from models import PATCHES, READING, SMALL, batch, compiled, image
 
 from pixtok import flops, hlo
 from pixtok.config import PRESETS, Data, Experiment, Mesh, Model, Stream, Train
@@ -20,6 +20,8 @@ MODELS = {
     "colours by channel": dataclasses.replace(SMALL, fold_factor=1),
     "no residual, no summaries": dataclasses.replace(SMALL, residual=False, summaries=False, halo=0),
     "no blocks": dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, layers=0)),
+    "words": READING,
+    "patches": PATCHES,
     "reference by channel": dataclasses.replace(SMALL, objective="reference", fold_factor=1),
 }
 

@@ -8,7 +8,7 @@ from models import SMALL, batch, compiled, image, variables
 
 from pixtok import windows
 from pixtok.errors import InputError
-from pixtok.generate import Draw, Generator, _Knobs, draw
+from pixtok.generate import Draw, Generator, Knobs, draw
 from pixtok.model.model import UnifiedModel
 from pixtok.words import Bytes
 
@@ -97,35 +97,14 @@ def test_nothing_to_draw_gives_the_image_back():
     np.testing.assert_array_equal(generator(SMALL).images(known, np.zeros((4, 5), bool))[0], known)
 
 
-def test_text_after_an_image_is_that_of_recomputation():
-    config, picture = SMALL, image(4, 5)
-    got = generator(config).text(picture, limit=6, how=Draw(temperature=0))
-    words: list[int] = []
-    for _ in range(6):
-        row = batch((picture,), config=config, slots=16, windows=9)
-        start = int(row.window_slot_BM[0, 3]) + 2
-        row.word_BS[0, start : start + len(words)] = words
-        row.segment_BS[:], row.position_BS[:] = 1, np.arange(16)
-        logits = compiled(config, "logits")(variables(config, 2.0), row)
-        words.append(int(np.argmax(logits[0, start + len(words) - 1, : config.vocab_size])))
-    ended = words[: (*words, 2).index(2)]
-    assert got == [Bytes().decode(ended)]
-
-
-def test_words_that_the_vocabulary_lacks_are_never_drawn():
-    more = dataclasses.replace(SMALL, vocab_size=300)
-    texts = generator(more).text(image(2, 2), limit=20, count=4)
-    assert any(texts)
-
-
 @pytest.mark.parametrize(
     ("knobs", "seen"),
     [
-        (_Knobs(1.0, 0, 1.0), {0, 1, 2, 3}),
-        (_Knobs(1.0, 2, 1.0), {2, 3}),
-        (_Knobs(1.0, 0, 0.7), {2, 3}),  # 0.64 + 0.24
-        (_Knobs(1.0, 0, 0.0), {3}),
-        (_Knobs(0.0, 0, 1.0), {3}),
+        (Knobs(1.0, 0, 1.0), {0, 1, 2, 3}),
+        (Knobs(1.0, 2, 1.0), {2, 3}),
+        (Knobs(1.0, 0, 0.7), {2, 3}),  # 0.64 + 0.24
+        (Knobs(1.0, 0, 0.0), {3}),
+        (Knobs(0.0, 0, 1.0), {3}),
     ],
 )
 def test_draws_stay_within_top_k_and_top_p(knobs, seen):
@@ -136,10 +115,10 @@ def test_draws_stay_within_top_k_and_top_p(knobs, seen):
 
 def test_equal_outcomes_count_one_by_one():
     equal = jnp.zeros((2000, 10))
-    assert len(np.unique(draw(jax.random.key(0), equal, _Knobs(1.0, 2, 1.0)))) == 2
-    assert len(np.unique(draw(jax.random.key(0), equal, _Knobs(1.0, 0, 0.3)))) == 3
+    assert len(np.unique(draw(jax.random.key(0), equal, Knobs(1.0, 2, 1.0)))) == 2
+    assert len(np.unique(draw(jax.random.key(0), equal, Knobs(1.0, 0, 0.3)))) == 3
     near = jnp.broadcast_to(jnp.array([1 - 3e-7, 1.0, 0.0]), (2000, 3))
-    assert np.unique(draw(jax.random.key(0), near, _Knobs(0.0, 0, 1.0))).tolist() == [1]
+    assert np.unique(draw(jax.random.key(0), near, Knobs(0.0, 0, 1.0))).tolist() == [1]
 
 
 def test_a_model_of_first_pixels_cannot_draw():

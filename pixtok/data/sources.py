@@ -189,14 +189,16 @@ def _tar(path: Path) -> Source:
 
     def entries() -> Iterator[Entry]:
         with tarfile.open(path) as archive:
+            # A look-up by name alone goes through all members, each time.
+            members = {member.name: member for member in archive}
 
             def read(member: str) -> bytes:
-                file = archive.extractfile(member)
+                file = archive.extractfile(members[member])
                 assert file is not None, "only regular files are listed"
                 return file.read()
 
-            for key, members in _group(names):
-                yield _triple(key, members, read)
+            for key, files in _group(names):
+                yield _triple(key, files, read)
 
     return Source(len(_group(names)), entries)
 

@@ -15,17 +15,21 @@ from pixtok.model.param import embedding, linear, matrix, neighbours, param
 def parts(config: Model) -> tuple[int, ...]:
     """Sizes of the parts of a pixel that a chain predicts: levels of three channels, then their residuals."""
     full, factor = config.objective == "full", config.fold_factor
+    if config.objective == "words":
+        return ()
     levels = (fold.levels(factor),) * 3 if full or fold.by_channel(factor) else ()
     return levels + ((factor,) * 3 if full and config.residual and factor > 1 else ())
 
 
 def outcomes(config: Model) -> int:
     """Number U of outcomes of the unified head: words, and a window, by its first colour where no chain tells that."""
+    if config.objective == "words":
+        return config.vocab_size
     return config.vocab_size + (1 if parts(config) else fold.colours(config.fold_factor))
 
 
 class UnifiedHead(nn.Module):
-    """y_BSE → float32 logits over U outcomes: V words, then that a window follows.
+    """y_BSE → float32 logits over U outcomes: V words, then that a window follows, unless words alone are predicted.
 
     UPW's objective has an outcome for each folded colour of that window's first pixel.  Where a `Chain` predicts
     pixels there is one for all windows, and the first pixel is predicted as all others are.
@@ -40,20 +44,21 @@ class UnifiedHead(nn.Module):
         init = nn.initializers.normal(stddev=1 / E)
         # Two matrices, since V divides by the devices of a mesh axis where U = V + 1 does not.
         self.word = param(self, "word", (E, V), ("embed", "vocab"), init)
-        self.window = param(self, "window", (E, U - V), ("embed", "outcome"), init)
+        self.window = param(self, "window", (E, U - V), ("embed", "outcome"), init) if U > V else None
 
     def __call__(self, y_BSE: jax.Array) -> jax.Array:
-        kernel_EU = jnp.concatenate([self.word, self.window], axis=1)
+        kernel_EU = self.word if self.window is None else jnp.concatenate([self.word, self.window], axis=1)
         return linear(y_BSE, kernel_EU, preferred_element_type=jnp.float32)
 
     def nats(self, y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
-        """−log p of each target, (B, S) in float32, 0 where there is none; never holds much more than y does."""
-        E, U = y_BSE.shape[-1], outcomes(self.config)
+        """−log p of each target that the objective has, (B, S) float32, else 0; never holds much more than y does."""
+        E, V, U = y_BSE.shape[-1], self.config.vocab_size, outcomes(self.config)
 
         def some(y_BSE: jax.Array, target_BS: jax.Array) -> jax.Array:
             # Windows of all colours are the last outcome where it is the only one for them.
             nats_BS = optax.softmax_cross_entropy_with_integer_labels(self(y_BSE), jnp.clip(target_BS, 0, U - 1))
-            return jnp.where(target_BS == NO_TARGET, 0, nats_BS)
+            given_BS = target_BS == NO_TARGET if U > V else (target_BS == NO_TARGET) | (target_BS >= V)
+            return jnp.where(given_BS, 0, nats_BS)
 
         return chunked(some, -(-U // E), 1, y_BSE, target_BS)
 

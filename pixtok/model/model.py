@@ -12,6 +12,7 @@ from pixtok.document import Rows
 from pixtok.model.decoder import PixelDecoder
 from pixtok.model.encoder import PixelEncoder
 from pixtok.model.heads import Chain, UnifiedHead, parts
+from pixtok.model.patches import PatchEncoder
 from pixtok.model.trunk import Trunk
 
 
@@ -19,14 +20,14 @@ class Nats(NamedTuple):
     """−log p, in nats, float32."""
 
     slot_BS: jax.Array
-    """Of the target of each slot; 0 where there is none."""
+    """Of the target of each slot; 0 where there is none, or none that the objective predicts."""
     pixel_BMWC: jax.Array
     """Of the parts of each pixel that the chain predicts, in its order.  W is 1 when only first pixels are predicted.
     What stands at padding has no meaning."""
 
 
 class UnifiedModel(nn.Module):
-    """Rows → `Nats`.  Pixel encoder, trunk, unified head, pixel decoder, chain."""
+    """Rows → `Nats`.  Pixel or patch encoder, trunk, unified head, pixel decoder, chain."""
 
     config: Model
     dtype: jnp.dtype = jnp.float32
@@ -34,7 +35,11 @@ class UnifiedModel(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.encoder = PixelEncoder(config, self.dtype, self.remat)
+        self.encoder = (
+            PatchEncoder(config, self.dtype)
+            if config.variant == "patches"
+            else PixelEncoder(config, self.dtype, self.remat)
+        )
         self.trunk = Trunk(config, self.dtype, self.remat)
         self.head = UnifiedHead(config, self.dtype)
         if parts(config):
@@ -54,7 +59,7 @@ class UnifiedModel(nn.Module):
 
         W is 1 when only first pixels are predicted.
         """
-        h_BMWE, summary_BME = self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+        h_BMWE, summary_BME = self.encode(rows)
         y_BSE = self.trunk(rows, summary_BME)
         if not parts(self.config):
             return y_BSE, None
@@ -65,9 +70,18 @@ class UnifiedModel(nn.Module):
         embed = lambda colour: self.chain.embed(values(colour, self.config))  # noqa: E731
         return y_BSE, self.decoder(rows, h_BMWE, embed, y_BSE, first_BME)
 
+    def encode(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        """→ (the encoder's states of pixels h_BMWE, None of patches; summaries (B, M, E) in the trunk's width)."""
+        return self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+
     def logits(self, rows: Rows) -> jax.Array:
         """Logits (B, S, U) of the unified head, float32."""
         return self.head(self.states(rows)[0])
+
+    def slot_logits(self, rows: Rows, summary_BME: jax.Array, slot_B: jax.Array) -> jax.Array:
+        """Logits (B, U) of what follows one slot of each row, whose windows are encoded already."""
+        y_BSE = self.trunk(rows, summary_BME)
+        return self.head(jnp.take_along_axis(y_BSE, slot_B[:, None, None], axis=1)[:, 0])
 
 
 def values(colour: jax.Array, config: Model) -> jax.Array:
