@@ -13,7 +13,9 @@ from pixtok.config import Model
 from pixtok.document import Document, Rows
 from pixtok.draw import Draw
 from pixtok.generate import Knobs, Progress, draw
+from pixtok.model.attention import Cache
 from pixtok.model.model import UnifiedModel
+from pixtok.stepper import empty
 from pixtok.words import Special, Vocabulary
 
 LIKELIEST = Draw(temperature=0)
@@ -21,7 +23,7 @@ _BATCH = 64
 
 
 class Reader:
-    """Weights that read.  Windows are encoded once; the trunk sees the whole row again for each word."""
+    """Weights that read, in float32."""
 
     def __init__(self, model: Model, params: Any, vocabulary: Vocabulary, limit: int = 64) -> None:
         """`limit`: words of the longest text, in tokens; longer ones are cut."""
@@ -30,18 +32,24 @@ class Reader:
         is_text_U = np.arange(words) > max(Special)
         is_text_U[Special.EOS] = True  # what may follow is a word, or the end
 
-        def encode(params: Any, rows: Rows) -> jax.Array:
-            return net.apply({"params": params}, rows, method="encode")[1]  # pyright: ignore[reportReturnType]
-
-        def word(params: Any, rows: Rows, summary_BME: jax.Array, slot_B: jax.Array, knobs: Knobs, key: jax.Array):
-            logits_BU = net.apply({"params": params}, rows, summary_BME, slot_B, method="slot_logits")
+        def next_word(net: Any, y_BTE: jax.Array, knobs: Knobs, key: jax.Array) -> jax.Array:
             # A model may have more words than its vocabulary.
-            logits_BU = jnp.where(is_text_U[None], logits_BU[:, :words], -jnp.inf)
-            drawn_B = draw(key, logits_BU, knobs)
-            put = jax.vmap(lambda word_S, slot, drawn: word_S.at[slot + 1].set(drawn))
-            return rows._replace(word_BS=put(rows.word_BS, slot_B, drawn_B)), drawn_B
+            return draw(key, jnp.where(is_text_U[None], net.head(y_BTE[:, -1])[:, :words], -jnp.inf), knobs)
 
-        self._encode, self._word = jax.jit(encode), jax.jit(word)
+        def begin(params: Any, rows: Rows, knobs: Knobs, key: jax.Array) -> tuple[jax.Array, Cache]:
+            bound: Any = net.bind({"params": params})
+            _, summary_BME = bound.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+            x_BSE = bound.trunk.slots(rows, summary_BME)
+            cache = empty(model.trunk, x_BSE.shape[0], x_BSE.shape[1] + limit)
+            y_BSE, cache = bound.trunk.step(x_BSE, cache, jnp.int32(0))
+            return next_word(bound, y_BSE, knobs, key), cache
+
+        def go_on(params: Any, word_B: jax.Array, cache: Cache, slot: jax.Array, knobs: Knobs, key: jax.Array):
+            bound: Any = net.bind({"params": params})
+            y_B1E, cache = bound.trunk.step(bound.trunk.embed(word_B[:, None]), cache, slot)
+            return next_word(bound, y_B1E, knobs, key), cache
+
+        self._begin, self._go_on = jax.jit(begin), jax.jit(go_on, donate_argnums=2)
 
     def read(
         self,
@@ -73,23 +81,22 @@ class Reader:
 
     def _batch(self, images: Sequence[Image], how: Draw, key: jax.Array) -> list[str]:
         """Of images of one size."""
-        rows, first = self._rows(images)
-        summary_BME = self._encode(self._params, rows)
-        knobs = Knobs(*map(jnp.float32, (how.temperature, how.top_k, how.top_p)))
-        words, ended_B = [], np.zeros(len(images), bool)
-        for slot in range(first, first + self._limit):
-            slot_B = jnp.full(len(images), slot)
-            now = jax.random.fold_in(key, slot)
-            rows, drawn_B = self._word(self._params, rows, summary_BME, slot_B, knobs, now)
-            words.append(np.asarray(drawn_B))
-            ended_B |= words[-1] == Special.EOS
+        rows, knobs = self._rows(images), Knobs(*map(jnp.float32, (how.temperature, how.top_k, how.top_p)))
+        word_B, cache = self._begin(self._params, rows, knobs, key)
+        words, first = [np.asarray(word_B)], rows.word_BS.shape[1]
+        ended_B = words[0] == Special.EOS
+        for slot in range(first, first + self._limit - 1):
             if ended_B.all():
                 break
+            now = jax.random.fold_in(key, slot)
+            word_B, cache = self._go_on(self._params, word_B, cache, jnp.int32(slot), knobs, now)
+            words.append(np.asarray(word_B))
+            ended_B |= words[-1] == Special.EOS
         ids_BT = np.stack(words, axis=1).tolist()
         return [self._vocabulary.decode(ids[: (*ids, Special.EOS).index(Special.EOS)]) for ids in ids_BT]
 
-    def _rows(self, images: Sequence[Image]) -> tuple[Rows, int]:
-        """→ (rows `<s> <|image|> … <|/image|>` with room for words; the slot of the last of these)."""
+    def _rows(self, images: Sequence[Image]) -> Rows:
+        """Rows `<s> <|image|> … <|/image|>`, after which come words."""
         model, made = self._model, []
         for image in images:
             slots = document.tokenize(
@@ -99,12 +106,10 @@ class Reader:
                 fold_factor=model.fold_factor,
                 side=model.window,
             )
-            first = len(slots.word_S) - 2  # the last is </s>
-            row = document.empty_row(first + 1 + self._limit, len(slots.window_slot_M), model.window)
+            slots = slots.piece(0, len(slots.word_S) - 1)  # without </s>
+            row = document.empty_row(len(slots.word_S), len(slots.window_slot_M), model.window)
             made.append(document.pack([slots], row))
-            made[-1].position_BS[:] = np.arange(len(row.position_BS))  # of slots to come as well
-            made[-1].segment_BS[:] = 1
-        return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *made), first
+        return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays)), *made)
 
 
 def _batches(sizes_N2: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -49,6 +49,12 @@ class Window(NamedTuple):
     around: Context
 
 
+def empty(stream: Stream, batch: int, length: int) -> Cache:
+    """Room for keys and values of so many slots, in each layer, float32."""
+    shape = (stream.layers, batch, length, stream.kv_heads, stream.head_width)
+    return Cache(jnp.zeros(shape), jnp.zeros(shape))
+
+
 class Stepper:
     """Pure functions of the weights, in float32, for rows of one layout."""
 
@@ -68,25 +74,20 @@ class Stepper:
         batch, slots = self.rows.word_BS.shape
         pixels = self.rows.pixel_BMW.shape[1] * self.config.window**2
         halo = len(offsets(self.config.halo, self.config.window))
-
-        def cache(stream: Stream, length: int) -> Cache:
-            shape = (stream.layers, batch, length, stream.kv_heads, stream.head_width)
-            return Cache(jnp.zeros(shape), jnp.zeros(shape))
-
         config = self.config
-        slot = cache(config.decoder, slots if config.summaries else 0)
-        near = cache(config.decoder, halo + config.window**2)
+        slot = empty(config.decoder, batch, slots if config.summaries else 0)
+        near = empty(config.decoder, batch, halo + config.window**2)
         return Caches(
-            cache(config.encoder, config.window**2),
-            cache(config.trunk, slots),
-            PixelCache(cache(config.decoder, pixels), near, slot),
+            empty(config.encoder, batch, config.window**2),
+            empty(config.trunk, batch, slots),
+            PixelCache(empty(config.decoder, batch, pixels), near, slot),
             jnp.zeros((batch, pixels), jnp.int32),
             jnp.zeros((batch, slots, config.trunk.width)),
         )
 
     def _slot(self, params: Any, caches: Caches, slot: jax.Array, x_BE: jax.Array) -> Caches:
-        y_BE, trunk = self._net(params).trunk.step(x_BE, caches.trunk, slot)
-        y_BSE = jax.lax.dynamic_update_slice_in_dim(caches.y_BSE, y_BE[:, None], slot, axis=1)
+        y_B1E, trunk = self._net(params).trunk.step(x_BE[:, None], caches.trunk, slot)
+        y_BSE = jax.lax.dynamic_update_slice_in_dim(caches.y_BSE, y_B1E, slot, axis=1)
         return caches._replace(trunk=trunk, y_BSE=y_BSE)
 
     def word(self, params: Any, caches: Caches, slot: jax.Array, word_B: jax.Array) -> Caches:

@@ -90,15 +90,16 @@ class _Projections(nn.Module):
 
 
 class _Causal(_Projections):
-    """Causal attention, one slot at a time."""
+    """Causal attention, some slots at a time."""
 
-    def step(self, x_B1E: jax.Array, cache: Cache, angle_B1R: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
-        """One slot, number `index`, after those in the cache."""
-        q_B1HD = rotate(linear(x_B1E, self.query), angle_B1R)
-        k_B1KD = rotate(linear(x_B1E, self.key), angle_B1R)
-        cache = Cache(_write(cache.k_BCKD, k_B1KD, index), _write(cache.v_BCKD, linear(x_B1E, self.value), index))
-        mask_111C = (jnp.arange(cache.k_BCKD.shape[1]) <= index)[None, None, None]
-        return self._merge(jax.nn.dot_product_attention(q_B1HD, *cache, mask=mask_111C)), cache
+    def step(self, x_BTE: jax.Array, cache: Cache, angle_BTR: jax.Array, index: jax.Array) -> tuple[jax.Array, Cache]:
+        """T slots, from number `index` on, after those in the cache."""
+        q_BTHD = rotate(linear(x_BTE, self.query), angle_BTR)
+        k_BTKD = rotate(linear(x_BTE, self.key), angle_BTR)
+        cache = Cache(_write(cache.k_BCKD, k_BTKD, index), _write(cache.v_BCKD, linear(x_BTE, self.value), index))
+        own_T1 = index + jnp.arange(x_BTE.shape[1])[:, None]
+        mask_11TC = (jnp.arange(cache.k_BCKD.shape[1])[None] <= own_T1)[None, None]
+        return self._merge(jax.nn.dot_product_attention(q_BTHD, *cache, mask=mask_11TC)), cache
 
 
 class Attention(_Causal):

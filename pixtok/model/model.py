@@ -59,7 +59,7 @@ class UnifiedModel(nn.Module):
 
         W is 1 when only first pixels are predicted.
         """
-        h_BMWE, summary_BME = self.encode(rows)
+        h_BMWE, summary_BME = self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
         y_BSE = self.trunk(rows, summary_BME)
         if not parts(self.config):
             return y_BSE, None
@@ -70,18 +70,9 @@ class UnifiedModel(nn.Module):
         embed = lambda colour: self.chain.embed(values(colour, self.config))  # noqa: E731
         return y_BSE, self.decoder(rows, h_BMWE, embed, y_BSE, first_BME)
 
-    def encode(self, rows: Rows) -> tuple[jax.Array, jax.Array]:
-        """→ (the encoder's states of pixels h_BMWE, None of patches; summaries (B, M, E) in the trunk's width)."""
-        return self.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
-
     def logits(self, rows: Rows) -> jax.Array:
         """Logits (B, S, U) of the unified head, float32."""
         return self.head(self.states(rows)[0])
-
-    def slot_logits(self, rows: Rows, summary_BME: jax.Array, slot_B: jax.Array) -> jax.Array:
-        """Logits (B, U) of what follows one slot of each row, whose windows are encoded already."""
-        y_BSE = self.trunk(rows, summary_BME)
-        return self.head(jnp.take_along_axis(y_BSE, slot_B[:, None, None], axis=1)[:, 0])
 
 
 def values(colour: jax.Array, config: Model) -> jax.Array:

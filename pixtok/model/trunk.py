@@ -26,15 +26,19 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(self.dtype)
 
     def __call__(self, rows: Rows, summary_BME: jax.Array) -> jax.Array:
-        x_BSE = self.embed(rows.word_BS)
-        # An absent window has slot S, which is out of bounds and so dropped.
-        put = jax.vmap(lambda x_SE, slot_M, summary_ME: x_SE.at[slot_M].set(summary_ME, mode="drop"))
-        x_BSE = split(put(x_BSE, rows.window_slot_BM, summary_BME))
+        x_BSE = split(self.slots(rows, summary_BME))
         angle_BSR = line_angles(jnp.asarray(rows.position_BS), self.config.trunk.head_width)
         return self.norm(self.stack(x_BSE, angle_BSR, jnp.asarray(rows.segment_BS)))
 
-    def step(self, x_BE: jax.Array, cache: Cache, slot: jax.Array) -> tuple[jax.Array, Cache]:
-        """The embedding of a word or a summary, at slot number `slot` of a document → y (B, E)."""
-        angle_B1R = line_angles(jnp.broadcast_to(slot, (x_BE.shape[0], 1)), self.config.trunk.head_width)
-        y_B1E, cache = self.stack.each("step", x_BE[:, None], cache, angle_B1R, slot)
-        return self.norm(y_B1E)[:, 0], cache
+    def slots(self, rows: Rows, summary_BME: jax.Array) -> jax.Array:
+        """What slots hold, embeddings of words and summaries of windows: x_BSE."""
+        # An absent window has slot S, which is out of bounds and so dropped.
+        put = jax.vmap(lambda x_SE, slot_M, summary_ME: x_SE.at[slot_M].set(summary_ME, mode="drop"))
+        return put(self.embed(rows.word_BS), rows.window_slot_BM, summary_BME)
+
+    def step(self, x_BTE: jax.Array, cache: Cache, slot: jax.Array) -> tuple[jax.Array, Cache]:
+        """What T slots of a document hold, from number `slot` on → their states y_BTE."""
+        B, T, _ = x_BTE.shape
+        angle_BTR = line_angles(jnp.broadcast_to(slot + jnp.arange(T), (B, T)), self.config.trunk.head_width)
+        y_BTE, cache = self.stack.each("step", x_BTE, cache, angle_BTR, slot)
+        return self.norm(y_BTE), cache
