@@ -104,7 +104,8 @@ class Trainer:
             check_resumable(self.run_dir, self._before.content, self._manifest)
         # Nobody writes before all have looked; and who asks jax for devices waits in C++ for all to ask.
         check_alike(cluster.barrier("checked", experiment.deadline.start, identity(self._manifest)))
-        self.program = Program(experiment, sharding.make_mesh(experiment.mesh))
+        self._mesh = sharding.make_mesh(experiment.mesh)
+        self.program = Program(experiment, self._mesh)
 
     @contextlib.contextmanager
     def _phase(self, kind: str, seconds: float) -> Iterator[None]:
@@ -210,7 +211,8 @@ class Trainer:
         with self._phase("initialise", seconds):
             state = self.program.init()
             if self._init is not None:
-                state = state.replace(params=weights.restore(self._init, None, self.program.abstract.params)[1])
+                begun = weights.initial(self._init, self.experiment, self._mesh, self.program.abstract.params)
+                state = state.replace(params=begun)
             return jax.block_until_ready(state), 0
 
     def _loop(
@@ -392,10 +394,10 @@ class _StepLog:
 
 
 def _init_run(run: Run, experiment: Experiment) -> Run:
-    """Another run of the same model, with a checkpoint.  Raises InputError."""
+    """Another run of the same model, or of one that predicts pixels as well, with a checkpoint.  Raises InputError."""
     theirs, ours = dict(flatten(run.experiment.model)), dict(flatten(experiment.model))
     for name, value in ours.items():
-        if theirs[name] != value:
+        if theirs[name] != value and (name, value) != ("objective", "words"):
             raise InputError(
                 f"{run.path} has model.{name} = {theirs[name]}, and this experiment has {value}: set --model.{name} "
                 f"{theirs[name]} to begin with its weights"

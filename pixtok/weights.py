@@ -9,7 +9,7 @@ import numpy as np
 
 from pixtok import programs, sharding
 from pixtok.checkpoint import Checkpoints
-from pixtok.config import Data, Mesh, Model, from_json
+from pixtok.config import Data, Experiment, Mesh, Model, from_json
 from pixtok.errors import InputError
 from pixtok.run import Run
 from pixtok.step import Program
@@ -54,6 +54,17 @@ def restore(run: Run, step: int | None, abstract: Any) -> tuple[int, Any]:
             saved = checkpoints.folder / str(step)
             raise InputError(f"{saved} was not saved by the run that {run.path / 'config.json'} describes")
         return step, checkpoints.restore_params(step, abstract)
+
+
+def initial(run: Run, experiment: Experiment, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
+    """The weights of a run for an experiment that may predict less than it, and so has fewer: the latest."""
+    theirs = Program(dataclasses.replace(experiment, model=run.experiment.model), mesh).abstract.params
+    return _part(restore(run, None, theirs)[1], abstract)
+
+
+def _part(whole: Any, wanted: Any) -> Any:
+    """What of a tree of dicts another has."""
+    return {name: _part(whole[name], inner) for name, inner in wanted.items()} if isinstance(wanted, dict) else whole
 
 
 def fingerprint(params: Any) -> str:

@@ -205,6 +205,13 @@ def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path
     assert first["loss"] == pytest.approx(last["loss"], rel=1e-5)
     figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][2]
     assert 0 < figures["mfu"] < 1
+    # One that predicts words alone has what it needs of one that predicts pixels too.
+    words = tmp_path / "words"
+    command = ["train", str(experiment), "--run_dir", str(words), "--init", str(finished), "--train.steps", "3"]
+    cli.run([*command, "--model.objective", "words"])
+    assert lines(words)[0]["nats_word"] == pytest.approx(last["nats_word"], rel=5e-3)  # bfloat16, in another program
+    with pytest.raises(InputError, match=r"has model.objective = words, and this experiment has full"):
+        cli.run(["train", str(experiment), "--run_dir", "x", "--init", str(words)])
     with pytest.raises(InputError, match=r"has model.window = 4, and this experiment has 8"):
         cli.run(["train", str(experiment), "--run_dir", "x", "--init", str(finished), "--model.window", "8"])
     capsys.readouterr()
