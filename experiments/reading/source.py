@@ -1,24 +1,33 @@
 """Images of a few digits, from large and plain to small and faint: `python experiments/reading/source.py CIFAR`.
 
 One to three digits in one of several fonts, 6 to 20 pixels high, on a flat, graded or photographed ground, at any
-quarter of a pixel up to 4 pixels from the middle of an image of 32 × 64.  `CIFAR` is a folder or tar of photographs, for
-grounds; training and test images take different ones.  What is drawn depends on the set and the number of an image
-alone, so that a set may be made again anywhere.  Five minutes on one core: tars in datasets/reading, and what
-`pixtok data build` makes of them.
+quarter of a pixel up to 4 pixels from the middle of an image of 32 × 64.  `CIFAR`: a folder or tar of small photographs, for
+grounds; training and test images take different ones.  What is drawn depends on them, on the set, and on the number of
+an image alone, so that a set may be made again anywhere.  Data sets go to datasets/reading.
 """
 
+import dataclasses
 import functools
+import hashlib
 import importlib.resources
 import io
+import itertools
+import json
+import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from pixtok.data import images
+from pixtok.data.build import Settings, build
+from pixtok.data.sources import open_source
+from pixtok.document import Document
 
 HEIGHT, WIDTH = 32, 64
 HEIGHTS = (6, 7, 8, 10, 12, 14, 16, 20)
@@ -36,161 +45,173 @@ HELD_OUT = "DejaVuSansMono-Bold DejaVuSans-Oblique DejaVuSerif STIXGeneralBol".s
 """Fonts that no model is trained on."""
 DRIFT = 4
 """Of the text from the middle of an image, in pixels."""
-SIZES = {"train": 240_000, "unlabelled": 60_000, "labels": 16_000}
-"""Images of the sets that are trained on."""
+SIZES = {"train": 264_000, "unlabelled": 40_000, "labels-1000": 1100, "labels-4000": 4400, "labels-16000": 17_600}
+"""Images of the sets that are trained on; those of labels are parts of each other, and a tenth is for validation."""
+VALIDATION = 2000
 TESTS = {"test": 2000, "held-out": 500, "contrast": 100}
 """Images of the sets that are read, for each height (`contrast`: for each height and contrast)."""
+_SEEDS = {"train": 0, "unlabelled": 1, **dict.fromkeys(("labels-1000", "labels-4000", "labels-16000"), 2)}
+_SEEDS |= {"test": 3, "held-out": 4, "contrast": 5}
 _FINE = 4
 _TINT = 16
 """Deviation of the channels of a plain ground from grey."""
 
 
-class Drawn(NamedTuple):
-    """One image, and what is on it."""
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What an image shows, and what of it is given before the text."""
 
-    image: np.ndarray
-    """(HEIGHT, WIDTH, 3), uint8."""
     text: str
     height: float
-    contrast: float
-    ground: str
+    contrast: int
+    kind: str
+    """Of ground."""
     font: str
+    origin: tuple[int, int]
+    """Column and row at which the text is drawn, in parts of a pixel."""
+    sign: int
+    """1: ink is lighter than the ground."""
+    ground: np.ndarray
+    """(HEIGHT, WIDTH, 3), with room for the ink, so that nothing is cut off at black or white."""
 
     @property
     def name(self) -> str:
         """What a file of it is called, after its number."""
-        return f"h{self.height:04.1f}-c{self.contrast:03.0f}-{self.ground}-{self.font}"
+        return f"h{self.height:04.1f}-c{self.contrast:03d}-{self.kind}-{self.font}"
+
+    def image(self, text: str | None = None) -> np.ndarray:
+        """(HEIGHT, WIDTH, 3) uint8; `text`: another in its place."""
+        page = Image.new("L", (WIDTH * _FINE, HEIGHT * _FINE))
+        ImageDraw.Draw(page).text(self.origin, text or self.text, 255, _font(self.font, self.height))
+        ink = np.asarray(page.resize((WIDTH, HEIGHT), Image.Resampling.BOX), np.float32) / 255
+        return np.rint(self.ground + self.sign * self.contrast * ink[..., None]).clip(0, 255).astype(np.uint8)
 
 
 @functools.cache
 def _font(name: str, height: float) -> ImageFont.FreeTypeFont:
-    """A font whose zero is `height` pixels high, drawn `_FINE` times as large."""
+    """A font whose zero is `height` pixels high, `_FINE` times as large."""
     file = str(importlib.resources.files("matplotlib") / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf")
     _, top, _, bottom = ImageFont.truetype(file, 1000).getbbox("0")
     return ImageFont.truetype(file, 1000 * height * _FINE / (bottom - top))
 
 
-def coverage(rng: np.random.Generator, text: str, font: str, height: float) -> np.ndarray | None:
-    """How much of each pixel ink covers, (HEIGHT, WIDTH) from 0 to 1; None where the text is too wide."""
-    drawn = _font(font, height)
-    left, top, right, bottom = map(int, drawn.getbbox(text))
+def _origin(rng: np.random.Generator, text: str, font: str, height: float) -> tuple[int, int] | None:
+    """Where a text may stand; None where it is too wide."""
+    left, top, right, bottom = map(int, _font(font, height).getbbox(text))
     room = np.array([WIDTH * _FINE - (right - left), HEIGHT * _FINE - (bottom - top)])
     if room.min() < 2 * _FINE:
         return None
     drift = np.minimum(DRIFT * _FINE, room // 2 - 1)
-    x, y = room // 2 + rng.integers(-drift, drift + 1)
-    page = Image.new("L", (WIDTH * _FINE, HEIGHT * _FINE))
-    ImageDraw.Draw(page).text((int(x) - left, int(y) - top), text, 255, drawn)
-    return np.asarray(page.resize((WIDTH, HEIGHT), Image.Resampling.BOX), np.float32) / 255
+    x, y = (room // 2 + rng.integers(-drift, drift + 1)).tolist()
+    return x - left, y - top
 
 
 def _ground(rng: np.random.Generator, kind: str, photos: np.ndarray) -> np.ndarray:
     """(HEIGHT, WIDTH, 3), from 0 to 255."""
     if kind == "photo":
-        photo = Image.fromarray(photos[rng.integers(len(photos))])
-        scale = rng.uniform(WIDTH, 2 * WIDTH)
-        large = np.asarray(photo.resize((round(scale), round(scale)), Image.Resampling.BICUBIC), np.float32)
-        y, x = (rng.integers(size - wanted + 1) for size, wanted in zip(large.shape, (HEIGHT, WIDTH), strict=False))
-        return large[y : y + HEIGHT, x : x + WIDTH]
+        scale = round(rng.uniform(WIDTH, 2 * WIDTH))
+        photo = Image.fromarray(photos[rng.integers(len(photos))]).resize((scale, scale), Image.Resampling.BICUBIC)
+        y, x = rng.integers(scale - HEIGHT + 1), rng.integers(scale - WIDTH + 1)
+        return np.asarray(photo, np.float32)[y : y + HEIGHT, x : x + WIDTH]
     start, end = rng.uniform(0, 255, (2, 1)) + rng.normal(0, _TINT, (2, 3))
     if kind == "flat":
         end = start
     way = np.linspace(0, 1, WIDTH)[None, :] if rng.random() < 0.5 else np.linspace(0, 1, HEIGHT)[:, None]
-    return (start + np.broadcast_to(way[..., None], (HEIGHT, WIDTH, 1)) * (end - start)).clip(0, 255)
+    graded = start + np.broadcast_to(way[..., None], (HEIGHT, WIDTH, 1)) * (end - start)
+    return graded.clip(0, 255).astype(np.float32)
 
 
-def draw(
-    seed: tuple[int, int],
-    photos: np.ndarray,
-    fonts: list[str],
-    lengths: tuple[int, int],
-    height: float,
-    contrast: float,
-) -> Drawn:
-    """The image of a seed: `lengths`, of the shortest and longest text."""
+def scene(
+    seed: tuple[int, int], photos: np.ndarray, fonts: list[str], lengths: tuple[int, int], height: float, contrast: int
+) -> Scene:
+    """The scene of a seed; `lengths`: of the shortest and the longest text."""
     rng = np.random.default_rng(seed)
-    ink = None
-    while ink is None:
+    text, font, origin = "", "", None
+    while origin is None:
         text = "".join(map(str, rng.integers(10, size=rng.integers(lengths[0], lengths[1] + 1))))
         font = fonts[rng.integers(len(fonts))]
-        ink = coverage(rng, text, font, height)
+        origin = _origin(rng, text, font, height)
     kind = GROUNDS[rng.integers(len(GROUNDS))]
     sign = 1 if rng.random() < 0.5 else -1
-    # Room for the ink, so that nothing is cut off at black or white.
     ground = _ground(rng, kind, photos) * (255 - contrast) / 255 + (contrast if sign < 0 else 0)
-    pixels = np.rint(ground + sign * contrast * ink[..., None]).clip(0, 255).astype(np.uint8)
-    return Drawn(pixels, text, height, contrast, kind, font)
+    return Scene(text, height, contrast, kind, font, origin, sign, ground)
 
 
-_SETS = ("train", "unlabelled", "labels", "test", "held-out", "contrast")
-
-
-def training(name: str, photos: np.ndarray, count: int) -> Iterator[Drawn]:
-    """The first images of a set that is trained on: any height and contrast between the least and the largest."""
+def training(name: str, photos: np.ndarray, count: int) -> Iterator[Scene]:
+    """The first scenes of a set that is trained on: any height and contrast between the least and the largest."""
     for number in range(count):
-        seed = (_SETS.index(name), number)
-        height, contrast = np.random.default_rng((*seed, 1)).uniform(
-            (HEIGHTS[0], CONTRASTS[0]), (HEIGHTS[-1], CONTRASTS[-1])
-        )
-        yield draw(seed, photos, FONTS, (1, 3), round(height, 1), round(contrast))
+        seed = (_SEEDS[name], number)
+        low, high = (HEIGHTS[0], CONTRASTS[0]), (HEIGHTS[-1], CONTRASTS[-1])
+        height, contrast = np.random.default_rng((*seed, 1)).uniform(low, high)
+        yield scene(seed, photos, FONTS, (1, 3), round(height, 1), round(contrast))
 
 
-def tests(name: str, photos: np.ndarray, each: int | None = None) -> Iterator[Drawn]:
-    """The images of a set that is read, of 2 or 3 digits; `each`, None: as many as `TESTS` tells."""
-    fonts = HELD_OUT if name == "held-out" else FONTS
-    number = 0
-    for contrast in CONTRASTS if name == "contrast" else (CONTRAST,):
-        for height in HEIGHTS:
-            for _ in range(each or TESTS[name]):
-                yield draw((_SETS.index(name), number), photos, fonts, (2, 3), height, contrast)
-                number += 1
+def tests(name: str, photos: np.ndarray, each: int) -> Iterator[Scene]:
+    """The scenes of a set that is read, of 2 or 3 digits; `each`: for each height, and contrast."""
+    cells = itertools.product(CONTRASTS if name == "contrast" else (CONTRAST,), HEIGHTS, range(each))
+    for number, (contrast, height, _) in enumerate(cells):
+        fonts = HELD_OUT if name == "held-out" else FONTS
+        yield scene((_SEEDS[name], number), photos, fonts, (2, 3), height, contrast)
 
 
 def photographs(source: str) -> tuple[np.ndarray, np.ndarray]:
-    """(those for training, those for tests), (N, 32, 32, 3) uint8: every tenth is for tests."""
-    from pixtok.data import images
-    from pixtok.data.sources import open_source
-
+    """(those for training, those for tests), (N, 32, 32, 3) uint8: every tenth is for tests.  Raises InputError."""
     found = []
     for entry in open_source(source, Path(tempfile.gettempdir())).entries():
-        parts = getattr(entry.document, "parts", ())
-        pixels = [images.decode(part)[0] for part in parts if isinstance(part, bytes)]
-        found += [np.asarray(Image.fromarray(one).resize((32, 32))) for one in pixels]
+        parts = entry.document.parts if isinstance(entry.document, Document) else ()
+        whole = (Image.fromarray(images.decode(part)[0]) for part in parts if isinstance(part, bytes))
+        found += [np.asarray(one.resize((32, 32))) for one in whole]
     every = np.stack(found)
     is_test = np.arange(len(every)) % 10 == 0
     return every[~is_test], every[is_test]
 
 
-def _pack(drawn: Iterator[Drawn], path: Path, texts: bool) -> None:
+def pack(scenes: Iterable[Scene], path: Path, texts: bool) -> None:
+    """A tar of images, and of their texts."""
     with tarfile.open(path, "w") as archive:
-        for number, one in enumerate(drawn):
+        for number, one in enumerate(scenes):
             file = io.BytesIO()
-            Image.fromarray(one.image).save(file, "PNG", compress_level=1)
-            for suffix, content in (("png", file.getvalue()), ("txt", one.text.encode())):
-                if suffix == "png" or texts:
-                    info = tarfile.TarInfo(f"{number:06d}-{one.name}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+            Image.fromarray(one.image()).save(file, "PNG", compress_level=1)
+            files = {"png": file.getvalue(), "txt": one.text.encode()}
+            for suffix, content in files.items() if texts else [("png", files["png"])]:
+                info = tarfile.TarInfo(f"{number:06d}-{one.name}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+def _stamp(name: str, count: int, photos: np.ndarray) -> dict[str, Any]:
+    """What a set is made from: one made from something else is made anew."""
+    source = hashlib.sha256(Path(__file__).read_bytes() + photos.tobytes())
+    return {"set": name, "images": count, "source": source.hexdigest()}
+
+
+def _is_there(file: Path, wanted: dict[str, Any]) -> bool:
+    return file.exists() and json.loads(file.read_text()) == wanted
 
 
 def main(source: str, out: Path) -> None:
-    """Make all sets that are not there."""
-    from pixtok.data.build import Settings, build
-
+    """Make all sets that are not there, or are of another version."""
     out.mkdir(parents=True, exist_ok=True)
     ours, theirs = photographs(source)
     for name, count in SIZES.items():
-        if (out / name).exists():
+        file, wanted = out / f"{name}.json", _stamp(name, count, ours)
+        if _is_there(file, wanted):
             continue
+        shutil.rmtree(out / name, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=out) as folder:
             tar = Path(folder) / f"{name}.tar"
-            _pack(training(name, ours, count), tar, name != "unlabelled")
-            build(str(tar), out / name, Settings(caption="after", validation=min(0.05, 2000 / count), test=0))
-    for name in TESTS:
-        if (out / f"{name}.npz").exists():
+            pack(training(name, ours, count), tar, name != "unlabelled")
+            settings = Settings(caption="after", validation=min(0.1, VALIDATION / count), test=0)
+            build(str(tar), out / name, settings)
+        file.write_text(json.dumps(wanted))
+    for name, each in TESTS.items():
+        file, wanted = out / f"{name}.json", _stamp(name, each, theirs)
+        if _is_there(file, wanted):
             continue
-        found = list(tests(name, theirs))
-        np.savez(out / f"{name}.npz", **{key: np.array([getattr(one, key) for one in found]) for key in Drawn._fields})
+        scenes = list(tests(name, theirs, each))
+        fields = {key: [getattr(one, key) for one in scenes] for key in ("text", "height", "contrast", "kind", "font")}
+        np.savez_compressed(out / f"{name}.npz", image=np.stack([one.image() for one in scenes]), **fields)
+        file.write_text(json.dumps(wanted))
 
 
 if __name__ == "__main__":

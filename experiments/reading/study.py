@@ -1,0 +1,287 @@
+"""All runs of the study, and what each reads: one file of results for each.
+
+python experiments/reading/source.py CIFAR                     # the data, once
+python experiments/reading/study.py tuning main ablation       # all that is not done, in this order, one on each core
+python experiments/reading/study.py                            # what there is, and what is done
+
+A run that was interrupted goes on where it was; one whose settings have changed is trained anew.  Runs are in
+runs/reading, each with a log; results in experiments/results/reading: commit them as they come.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import arms
+import numpy as np
+import source
+
+from pixtok import flops, weights
+from pixtok.errors import InputError
+from pixtok.files import progress_bar
+from pixtok.reader import Reader
+from pixtok.run import Run
+from pixtok.words import Bytes
+
+DATA = Path("datasets/reading")
+RUNS = Path("runs/reading")
+RESULTS = Path(__file__).parents[1] / "results" / "reading"
+RATES = (5e-4, 1e-3, 2e-3)
+"""First tried; then half and twice, as long as the best is at an end."""
+LABELS = (1000, 4000, 16000)
+TUNING = 3
+"""Of the images of a run, one in so many is what its learning rate is chosen on."""
+_MISTAKES = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    name: str
+    arm: str
+    images: int
+    seed: int
+    rate: float = 0.0
+    """0: that which tuning chose for `tuned`."""
+    tuned: str = ""
+    data: str = "train"
+    init: str = ""
+    """The job whose weights it begins with."""
+    reads: bool = True
+    """Whether it reads the tests at the end."""
+
+
+def cells() -> dict[str, tuple[str, int]]:
+    """What is tuned and run: a name, as in `vit8-flops` → (arm, images)."""
+    data = {f"{arm}-data": (arm, arms.IMAGES) for arm in ("words", "window16", "vit8", "vit16", "vit16f")}
+    return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit8", "vit16f", "full", "upw")}
+
+
+SEEDS = {"words-data": 5, "vit8-flops": 5}
+"""Of the comparison whose margin is small; all others have 3."""
+
+
+def main_jobs() -> list[Job]:
+    """All arms, each seed of all before the next."""
+    seeds = range(1, 1 + max(SEEDS.values()))
+    return [
+        Job(f"{cell}-{seed}", arm, images, seed, tuned=cell)
+        for seed in seeds
+        for cell, (arm, images) in cells().items()
+        if seed <= SEEDS.get(cell, 3)
+    ]
+
+
+def ablations() -> list[Job]:
+    """Of one seed each: fold factors, windows, what the pixel decoder sees, and pretraining for few labels."""
+    jobs = [Job(f"fold{factor}-1", f"fold{factor}", arms.IMAGES, 1, tuned="words-data") for factor in arms.FOLDS]
+    jobs += [Job("window4-1", "window4", arms.matched("window4"), 1, tuned="words-data")]
+    jobs += [Job("local-1", "local", arms.matched("local"), 1, tuned="full-flops")]
+    images = arms.matched("full")
+    jobs += [Job("pretrained", "full", images, 1, tuned="full-flops", data="unlabelled", reads=False)]
+    for count in LABELS:
+        few = {"images": max(LABELS), "seed": 1, "data": f"labels-{count}"}
+        jobs += [Job(f"words-{count}", "words", tuned="words-data", **few)]
+        jobs += [Job(f"words-{count}-pretrained", "words", tuned="words-data", init="pretrained", **few)]
+        jobs += [Job(f"vit8-{count}", "vit8", tuned="vit8-data", **few)]
+    return jobs
+
+
+def _tuning(cell: str, rate: float) -> Job:
+    arm, images = cells()[cell]
+    few = max(arms.BATCH, images // TUNING // arms.BATCH * arms.BATCH)
+    return Job(f"tuning-{cell}-{rate:.5f}", arm, few, 0, rate, reads=False)
+
+
+def tuning(cell: str) -> Iterator[Job]:
+    """Rates to try, the next one after the results of those before."""
+    yield from (_tuning(cell, rate) for rate in RATES)
+    while True:
+        losses = tried(cell)
+        best, rates = chosen(cell), sorted(losses)
+        if best not in (rates[0], rates[-1]):
+            return
+        yield _tuning(cell, best / 2 if best == rates[0] else best * 2)
+
+
+def tried(cell: str) -> dict[float, float]:
+    """Learning rate → loss on validation."""
+    rates = [json.loads(file.read_text())["settings"]["rate"] for file in RESULTS.glob(f"tuning-{cell}-*.json")]
+    jobs = {rate: _tuning(cell, rate) for rate in sorted(rates)}
+    return {rate: json.loads(_file(job).read_text())["validation"] for rate, job in jobs.items() if result(job)}
+
+
+def chosen(cell: str) -> float:
+    """The learning rate of a cell.  Raises InputError before it is tuned."""
+    losses = tried(cell)
+    if len(losses) < len(RATES):
+        raise InputError(f"{cell} is not tuned yet: python experiments/reading/study.py tuning")
+    return min(losses, key=losses.__getitem__)
+
+
+def settings(job: Job) -> dict[str, Any]:
+    """All that its result depends on."""
+    rate = job.rate or chosen(job.tuned)
+    train = dataclasses.asdict(arms.config(job.arm, job.images, rate, job.seed).train)
+    return {
+        **{name: getattr(job, name) for name in ("arm", "images", "seed", "data", "init")},
+        "rate": rate,
+        "model": dataclasses.asdict(arms.MODELS[job.arm]),
+        "schedule": {name: value for name, value in train.items() if not name.startswith(("log", "eval"))},
+    }
+
+
+def _file(job: Job) -> Path:
+    return RESULTS / f"{job.name}.json"
+
+
+def result(job: Job) -> dict[str, Any] | None:
+    """What a run of these settings gave, None where there is nothing yet."""
+    if not _file(job).exists():
+        return None
+    found = json.loads(_file(job).read_text())
+    return found if found["settings"] == json.loads(json.dumps(settings(job))) else None
+
+
+def folder(job: Job) -> Path:
+    """Its run directory: another for other images or another rate."""
+    return RUNS / f"{job.name}-{job.images}-{settings(job)['rate']:g}"
+
+
+def flags(job: Job) -> list[str]:
+    """What `pixtok train` is told."""
+    chosen = settings(job)
+    options = {name: chosen[name] for name in ("arm", "images", "rate", "seed")} | {"data": DATA / job.data}
+    before = [one for one in ablations() if one.name == job.init]
+    init = {"init": folder(before[0])} if before else {}
+    pairs = (options | init | {"run_dir": folder(job)}).items()
+    return [word for name, value in pairs for word in (f"--{name}", f"{value}")]
+
+
+def run(job: Job) -> None:
+    """Train, read, and write the result."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)], check=True)
+    kept = Run(folder(job))  # pyright: ignore[reportArgumentType]
+    summary = json.loads((folder(job) / "summary.json").read_text())
+    model = arms.MODELS[job.arm]
+    found = {
+        "settings": settings(job),
+        "validation": summary["validation"]["nats_word"],
+        "parameters": flops.parameters(model),
+        "gflop_an_image": arms.gflop(job.arm),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "tests": {},
+    }
+    if job.reads:
+        _, _, params = weights.load(kept, None)
+        reader = Reader(model, params, Bytes(), limit=4)
+        found["tests"] = {name: _read(reader, name) for name in source.TESTS}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    _file(job).write_text(json.dumps(found) + "\n")
+
+
+def _read(reader: Reader, name: str) -> dict[str, Any]:
+    with np.load(DATA / f"{name}.npz") as test:
+        pictures, texts = test["image"], test["text"].tolist()
+    with progress_bar("reading") as bar:
+        task = bar.add_task("", total=len(texts), note=f"images of {name}")
+        found = reader.read(pictures, progress=lambda some: bar.advance(task, some))
+    distances = [distance(one, text) for one, text in zip(found, texts, strict=True)]
+    wrong = [[number, found[number]] for number, far in enumerate(distances) if far]
+    return {"distances": encode(distances), "wrong": wrong[:: max(1, len(wrong) // _MISTAKES)][:_MISTAKES]}
+
+
+def distance(one: str, other: str) -> int:
+    """Levenshtein's: characters put in, left out or changed."""
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+def encode(distances: list[int]) -> str:
+    """One byte for each image, compressed; 0: read as it is."""
+    return base64.b64encode(zlib.compress(bytes(distances), 9)).decode()
+
+
+def decode(text: str) -> np.ndarray:
+    """The inverse of `encode`, uint8."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+
+
+def _chains(stage: str) -> list[Iterator[Job]]:
+    """Jobs of a stage; those of one chain come one after another."""
+    if stage == "tuning":
+        return [tuning(cell) for cell in cells()]
+    jobs = {"main": main_jobs, "ablation": ablations}
+    if stage not in jobs:
+        raise InputError(f"a stage is tuning, main or ablation; got {stage}")
+    after = [job for job in jobs[stage]() if job.name == "pretrained" or job.init]
+    return [iter(after), *(iter([job]) for job in jobs[stage]() if job not in after)]
+
+
+def _all(stage: str) -> None:
+    """All jobs of a stage, one on each core.  Raises InputError, CalledProcessError."""
+    cores = sorted(os.sched_getaffinity(0))
+    free = queue.SimpleQueue[int]()
+    for core in cores:
+        free.put(core)
+
+    def one(jobs: Iterator[Job]) -> None:
+        core = free.get()
+        try:
+            for job in jobs:
+                if result(job) is None:
+                    log = folder(job).with_suffix(".log")
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    command = [
+                        "taskset",
+                        "-c",
+                        str(core),
+                        sys.executable,
+                        __file__,
+                        json.dumps(dataclasses.asdict(job)),
+                    ]
+                    with log.open("a") as file:
+                        subprocess.run(command, check=True, stdout=file, stderr=file)
+                print(f"{job.name}: done", flush=True)
+        finally:
+            free.put(core)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        for _ in pool.map(one, _chains(stage)):
+            pass
+
+
+def main(words: list[str]) -> None:
+    """Of the command line.  Raises InputError."""
+    if not words:
+        for job in main_jobs() + ablations():
+            print(f"{'done' if _file(job).exists() else '-':5} {job.name}")
+    elif words[0].startswith("{"):
+        run(Job(**json.loads(words[0])))
+    else:
+        for stage in words:
+            _all(stage)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
