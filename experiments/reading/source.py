@@ -1,9 +1,9 @@
 """Images of a few digits, from large and plain to small and faint: `python experiments/reading/source.py CIFAR`.
 
 One to three digits in one of several fonts, 6 to 20 pixels high, on a flat, graded or photographed ground, at any
-quarter of a pixel up to 4 pixels from the middle of an image of 32 × 64.  `CIFAR`: a folder or tar of small photographs, for
-grounds; training and test images take different ones.  What is drawn depends on them, on the set, and on the number of
-an image alone, so that a set may be made again anywhere.  Data sets go to datasets/reading.
+quarter of a pixel up to 4 pixels from the middle of an image of 32 × 64.  `CIFAR`: a folder or tar of small
+photographs, for grounds; training and test images take different ones.  What is drawn depends on them, on the set, and
+on the number of an image alone, so that a set may be made again anywhere.  Data sets go to datasets/reading.
 """
 
 import dataclasses
@@ -208,9 +208,10 @@ def main(source: str, out: Path) -> None:
         file, wanted = out / f"{name}.json", _stamp(name, each, theirs)
         if _is_there(file, wanted):
             continue
-        scenes = list(tests(name, theirs, each))
-        fields = {key: [getattr(one, key) for one in scenes] for key in ("text", "height", "contrast", "kind", "font")}
-        np.savez_compressed(out / f"{name}.npz", image=np.stack([one.image() for one in scenes]), **fields)
+        fields = ("text", "height", "contrast", "kind", "font")
+        drawn = [(one.image(), *(getattr(one, field) for field in fields)) for one in tests(name, theirs, each)]
+        columns = dict(zip(("image", *fields), map(np.array, zip(*drawn, strict=True)), strict=True))
+        np.savez_compressed(out / f"{name}.npz", **columns)
         file.write_text(json.dumps(wanted))
 
 

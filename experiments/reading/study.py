@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import arms
 import numpy as np
-import source
 
+import arms
+import source
 from pixtok import flops, weights
 from pixtok.errors import InputError
 from pixtok.files import progress_bar

@@ -1,8 +1,6 @@
 """One page that shows what was found and how: HTML that needs no other file."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,52 +9,17 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
+from pixtok import page
 from pixtok.scaling import tables
 from pixtok.scaling.allocation import budgets, by_profiles, envelope
 from pixtok.scaling.fit import Study
 from pixtok.scaling.surface import worth
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem }
-td, th { border-bottom: 1px solid #ddd; padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; vertical-align: top }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 0 1rem }
-figure { margin: 1rem 0 } figcaption { color: #555; font-size: 0.9rem } svg { max-width: 100%; height: auto }
-.warning { background: #fff3cd; border-left: 4px solid #e0a800; padding: 0.4rem 0.8rem; margin: 0.4rem 0 }
-code, pre { background: #f4f4f4; padding: 0.1rem 0.3rem } pre { padding: 0.6rem; overflow-x: auto }
-img { image-rendering: pixelated; max-width: 100% }
-"""
-
 _LAW = """
 <p>L(N, D) = E + A / N<sup>α</sup> + B / D<sup>β</sup>: E is what no model and no data can remove, the other terms are
 what a finite model and finite data cost.</p>
 """
-
-
-def _svg(figure: Figure) -> str:
-    with matplotlib.rc_context({"svg.hashsalt": "pixtok", "svg.fonttype": "none"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _axes(x: str, y: str, log: str = "") -> tuple[Figure, Any]:
-    """`log`: which of the two axes are logarithmic, like "xy"."""
-    figure = Figure(figsize=(6.4, 4.2))
-    axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
-    for name in log:
-        axes.set(**{f"{name}scale": "log"})
-        axis = getattr(axes, f"{name}axis")
-        # Less than a decade, too, has numbers, and they do not run into each other.
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
-        axis.set_minor_formatter(NullFormatter())
-    return figure, axes
 
 
 def _colour(values: np.ndarray) -> np.ndarray:
@@ -66,7 +29,7 @@ def _colour(values: np.ndarray) -> np.ndarray:
 
 def _compute(study: Study) -> Figure:
     points, c_R = study.runs.points, study.runs.c_R
-    figure, axes = _axes("training FLOPs C", "loss", log="x")
+    figure, axes = page.axes("training FLOPs C", "loss", log="x")
     colours = _colour(points.n_R)
     for n in np.unique(points.n_R):
         own = np.flatnonzero(points.n_R == n)
@@ -86,7 +49,7 @@ def _compute(study: Study) -> Figure:
 
 def _profiles(study: Study) -> Figure:
     points = study.runs.points
-    figure, axes = _axes("parameters N", "loss", log="x")
+    figure, axes = page.axes("parameters N", "loss", log="x")
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, max(len(study.profiles), 1)))
     for profile, colour in zip(study.profiles, colours, strict=False):
         n, loss = points.n_R[profile.run_P], points.loss_R[profile.run_P]
@@ -101,7 +64,7 @@ def _profiles(study: Study) -> Figure:
 
 
 def _residuals(study: Study) -> Figure:
-    figure, axes = _axes("training FLOPs C", "law / measured − 1, %", log="x")
+    figure, axes = page.axes("training FLOPs C", "law / measured − 1, %", log="x")
     axes.axhline(0, color="black", lw=0.8)
     shown = axes.scatter(
         study.runs.c_R, 100 * np.expm1(study.residual_R), c=np.log10(study.runs.points.n_R), s=22, cmap="viridis"
@@ -111,7 +74,7 @@ def _residuals(study: Study) -> Figure:
 
 
 def _optimum(study: Study, which: str) -> Figure:
-    figure, axes = _axes("training FLOPs C", {"N": "parameters N*", "D": "data D*"}[which], log="xy")
+    figure, axes = page.axes("training FLOPs C", {"N": "parameters N*", "D": "data D*"}[which], log="xy")
     c_R = study.runs.c_R
     c = np.geomspace(c_R.min(), 10 * c_R.max(), 40)
     found = [study.optimum(float(at))[which] for at in c]
@@ -134,7 +97,7 @@ def _optimum(study: Study, which: str) -> Figure:
 def _agreement(study: Study) -> Figure:
     points, law = study.runs.points, study.fit.law
     predicted = law.loss(points.n_R, worth(points.d_R, points.unique_R, law.repeats))
-    figure, axes = _axes("loss by the law", "loss measured")
+    figure, axes = page.axes("loss by the law", "loss measured")
     axes.scatter(predicted, points.loss_R, c=_colour(study.runs.c_R), s=22)
     ends = [points.loss_R.min(), points.loss_R.max()]
     axes.plot(ends, ends, "k-", lw=0.8)
@@ -142,21 +105,13 @@ def _agreement(study: Study) -> Figure:
 
 
 def _floor(study: Study) -> Figure:
-    figure, axes = _axes("E held at", "sum of squares, over the smallest")
+    figure, axes = page.axes("E held at", "sum of squares, over the smallest")
     floor = study.floor
     axes.plot(floor.E_G, floor.ratio_G, "o-", ms=3)
     axes.axhline(floor.limit, color="crimson", lw=1, label="95 %")
     axes.set_ylim(0.95, max(3 * (floor.limit - 1) + 1, 1.5))
     axes.legend(fontsize=7)
     return figure
-
-
-def _table(table: tables.Table, head: bool = True) -> str:
-    rows = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for row, tag in zip(table, ["th" if head else "td", *["td"] * len(table)], strict=False)
-    ]
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
 def _section(name: str, study: Study) -> str:
@@ -172,20 +127,20 @@ def _section(name: str, study: Study) -> str:
         ("What the law leaves: a good law leaves no trend.", _residuals(study)),
         ("What the runs tell of E: below the line are values that they do not exclude.", _floor(study)),
     )
-    drawn = "".join(f"<figure>{_svg(figure)}<figcaption>{text}</figcaption></figure>" for text, figure in figures)
+    drawn = "".join(page.drawn(figure, text) for text, figure in figures)
     warned = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in study.warnings)
     meaning = study.runs.meaning
     means = [[letter, meaning[letter]] for letter in ("L", "N", "D", "C") if letter in meaning]
     return f"""
 <h2>{html.escape(name)}</h2><p>{html.escape(tables.summary(study))}</p>
 {warned or "<p>No warnings.</p>"}
-<h3>The law</h3>{_LAW}{_table(means, head=False)}
-{_table(tables.parameters(study))}{_table(tables.quality(study), head=False)}
-<h3>Sharing a budget</h3>{_table(tables.approaches(study))}{_table(tables.budgets(study))}
+<h3>The law</h3>{_LAW}{page.table(means, head=False)}
+{page.table(tables.parameters(study))}{page.table(tables.quality(study), head=False)}
+<h3>Sharing a budget</h3>{page.table(tables.approaches(study))}{page.table(tables.budgets(study))}
 <h3>Figures</h3><div class="figures">{drawn}</div>
-<h3>Correlation of parameters</h3>{_table(tables.correlations(study))}
-<h3>Checklist</h3>{_table(tables.checklist(study), head=False)}
-<details><summary>{len(study.runs.names)} runs</summary>{_table(_points(study))}</details>
+<h3>Correlation of parameters</h3>{page.table(tables.correlations(study))}
+<h3>Checklist</h3>{page.table(tables.checklist(study), head=False)}
+<details><summary>{len(study.runs.names)} runs</summary>{page.table(_points(study))}</details>
 <script type="application/json" data-law="{html.escape(name)}">{_inside_script(tables.as_json(study))}</script>
 """
 
@@ -203,19 +158,11 @@ def _points(study: Study) -> tables.Table:
     return [["run", "N", "D", "D that differs", "C", "loss", "law / measured − 1"], *lines]
 
 
-def page(studies: dict[str, Study], commands: Sequence[str], samples: Sequence[Path], title: str) -> str:
-    """Of one or several laws, by the names of their losses; `commands` made it; `samples`: pictures."""
-    shown = "".join(
-        f'<figure><img alt="{html.escape(path.name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(str(path))}</figcaption></figure>'
-        for path in samples
-    )
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1>
-{"".join(_section(name, study) for name, study in studies.items())}
-<h2>From the literature</h2>{_table(tables.LITERATURE)}
+def whole(studies: dict[str, Study], commands: Sequence[str], samples: Sequence[Path], title: str) -> str:
+    """The page of one or several laws, by the names of their losses; `commands` made it; `samples`: pictures."""
+    shown = "".join(page.picture(path.read_bytes(), path.name, str(path)) for path in samples)
+    body = f"""{"".join(_section(name, study) for name, study in studies.items())}
+<h2>From the literature</h2>{page.table(tables.LITERATURE)}
 {f"<h2>Samples</h2>{shown}" if shown else ""}
-<h2>How it was made</h2><pre>{html.escape(chr(10).join(commands))}</pre>
-</body></html>
-"""
+<h2>How it was made</h2><pre>{html.escape(chr(10).join(commands))}</pre>"""
+    return page.document(title, body)

@@ -187,7 +187,7 @@ def report(args: Sequence[str]) -> ExitCode:
             raise InputError(f"--samples wants .png files; got {path}")
     studies = _studies(parsed.laws)
     command = shlex.join(["pixtok", "report", *args])
-    page = reporting.page(studies, [command], parsed.samples, parsed.title)
+    page = reporting.whole(studies, [command], parsed.samples, parsed.title)
     write(parsed.out, page.encode())
     print(parsed.out)
     return ExitCode.DONE

@@ -129,7 +129,7 @@ def test_the_page_tells_all_and_needs_no_other_file(tmp_path):
     given = runs(points(TEXT, noise=1e-3))
     given.names[0] = "</script><b>"
     study = fit.study(given, bootstraps=20)
-    page = report.page({"bpd <8bit>": study}, ["pixtok report RUNS"], [], "A title")
+    page = report.whole({"bpd <8bit>": study}, ["pixtok report RUNS"], [], "A title")
     assert page.count("<svg") == 7
     assert "bpd &lt;8bit&gt;" in page
     assert "</script><b>" not in page

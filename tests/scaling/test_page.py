@@ -22,7 +22,7 @@ def test_a_browser_shows_text_and_figures(tmp_path):
         pytest.skip(reason)
     study = fit.study(runs(points(TEXT, noise=1e-3)), bootstraps=20)
     file = tmp_path / "report.html"
-    file.write_text(report.page({"bpd_8bit": study}, ["pixtok report RUNS"], [], "Scaling laws"))
+    file.write_text(report.whole({"bpd_8bit": study}, ["pixtok report RUNS"], [], "Scaling laws"))
 
     def browse(*args: str) -> str:
         command = ["chromium", *FLAGS, f"--user-data-dir={tmp_path}/profile", *args, file.as_uri()]

@@ -1,0 +1,340 @@
+"""The reading experiment: its images, its arms, its runs, its statistics, its page."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import arms
+import ceiling
+import report
+import source
+import stats
+import study
+from pixtok import cli, flops
+from pixtok.data.build import Settings, build
+from pixtok.data.pipeline import Loader
+from pixtok.errors import InputError
+
+PHOTOS = np.random.default_rng(0).integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
+HEIGHT_K = np.array(source.HEIGHTS, float)
+
+
+def flat(height: float, contrast: int, seed: int = 0, fonts=source.FONTS) -> source.Scene:
+    scenes = (source.scene((seed, n), PHOTOS, list(fonts), (2, 3), height, contrast) for n in range(1000))
+    return next(scene for scene in scenes if scene.kind == "flat")
+
+
+@pytest.mark.parametrize("height", source.HEIGHTS)
+@pytest.mark.parametrize("contrast", [8, 128])
+def test_digits_have_their_height_contrast_and_place(height, contrast):
+    for seed in range(5):
+        scene = flat(height, contrast, seed)
+        change = scene.sign * (scene.image().astype(float) - scene.ground)
+        assert change.min() > -0.51  # rounded, never cut off
+        strongest = change.max() / contrast
+        assert strongest <= 1 + 0.51 / contrast
+        assert strongest > (0.9 if height >= 12 else 0.4)  # thin strokes of small digits cover pixels in part
+        rows, columns = (np.flatnonzero((change > 0.3 * change.max()).any((axis, 2))) for axis in (1, 0))
+        assert abs(np.ptp(rows) + 1 - height) <= 2  # italics and old numerals reach beyond a zero
+        for middle, size in ((rows, source.HEIGHT), (columns, source.WIDTH)):
+            assert abs((middle[0] + middle[-1] + 1) / 2 - size / 2) <= source.DRIFT + 1.5
+
+
+def test_scenes_are_their_seeds_and_sets_have_their_own():
+    sets = {name: next(source.training(name, PHOTOS, 1)).image() for name in ("train", "unlabelled", "labels-1000")}
+    assert all((sets["train"] != other).any() for name, other in sets.items() if name != "train")
+    again = next(source.training("train", PHOTOS, 1)).image()
+    np.testing.assert_array_equal(sets["train"], again)
+    few, many = (source.training(f"labels-{count}", PHOTOS, 5) for count in (1000, 16000))
+    assert [one.text for one in few] == [one.text for one in many]
+    assert {one.font for one in source.tests("held-out", PHOTOS, 3)} <= set(source.HELD_OUT)
+    assert not set(source.HELD_OUT) & set(source.FONTS)
+    assert {one.contrast for one in source.tests("contrast", PHOTOS, 1)} == set(source.CONTRASTS)
+    assert {len(one.text) for one in source.tests("test", PHOTOS, 4)} == {2, 3}
+
+
+def test_photographs_for_tests_are_not_those_for_training(photos):
+    ours, theirs = source.photographs(str(photos))
+    assert len(ours) == 21
+    assert len(theirs) == 3
+    assert not {one.tobytes() for one in ours} & {one.tobytes() for one in theirs}
+
+
+@pytest.mark.parametrize("arm", ["vit8", "vit16", "window16", "window4"])
+def test_parameters_are_matched(arm):
+    words = flops.parameters(arms.MODELS["words"])
+    assert flops.parameters(arms.MODELS[arm]) == pytest.approx(words, rel=0.05)
+
+
+@pytest.mark.parametrize("arm", ["vit8", "vit16f", "full", "upw", "local", "window4"])
+def test_flops_are_matched(arm):
+    assert arms.matched(arm) * arms.gflop(arm) == pytest.approx(arms.IMAGES * arms.gflop("words"), rel=0.05)
+    assert arms.matched(arm) <= source.SIZES["train"] - source.VALIDATION  # no image is seen twice
+
+
+def test_all_that_is_compared_shares_a_trunk():
+    assert len({model.trunk for model in arms.MODELS.values()}) == 1
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """An empty folder of results, and tuning that chose."""
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "reading")
+    study.RESULTS.mkdir()
+    for cell in study.cells():
+        for rate in study.RATES:
+            put(study._tuning(cell, rate), validation=abs(np.log2(rate / 1e-3)))
+    return study.RESULTS
+
+
+def put(job: study.Job, validation: float = 1.0, tests=None) -> None:
+    found = {
+        "settings": study.settings(job),
+        "validation": validation,
+        "parameters": 10**6,
+        "gflop_an_image": 1.0,
+        "minutes": 1,
+        "tests": tests or {},
+    }
+    (study.RESULTS / f"{job.name}.json").write_text(json.dumps(found))
+
+
+def test_every_run_is_a_command_that_pixtok_takes(results, capsys):
+    jobs = {job.arm: job for job in study.main_jobs() + study.ablations()}
+    assert set(jobs) == set(arms.MODELS)
+    for job in jobs.values():
+        flags = study.flags(job)
+        at = flags.index("--run_dir")
+        del flags[at : at + 2]
+        if "--init" in flags:
+            at = flags.index("--init")
+            del flags[at : at + 2]
+        cli.run(["info", arms.__file__, *flags])
+    capsys.readouterr()
+
+
+def test_names_of_runs_are_their_own(results):
+    jobs = [*study.main_jobs(), *study.ablations(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({study.folder(job) for job in jobs}) == len(jobs)
+    begun = {job.init for job in jobs if job.init}
+    assert begun <= {job.name for job in jobs}
+
+
+def test_a_rate_at_an_end_is_followed(results):
+    (cell, *_) = study.cells()
+    for rate in study.RATES:
+        put(study._tuning(cell, rate), validation=rate)
+    tried = []
+    for job in study.tuning(cell):
+        tried.append(job.rate)
+        put(job, validation=abs(np.log2(job.rate / 2.5e-4)))
+    assert tried[:3] == list(study.RATES)
+    assert tried[3:] == [2.5e-4, 1.25e-4]
+    assert study.chosen(cell) == 2.5e-4
+
+
+def test_what_was_trained_otherwise_is_not_done(results, monkeypatch):
+    job = study._tuning("words-data", 1e-3)
+    assert study.result(job) is not None
+    monkeypatch.setattr(arms, "BATCH", 16)
+    assert study.result(job) is None
+
+
+def test_without_tuning_no_rate_is_chosen(results):
+    for file in results.glob("tuning-words-data-*"):
+        file.unlink()
+    with pytest.raises(InputError, match="words-data is not tuned yet"):
+        study.chosen("words-data")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "far"), [("12", "12", 0), ("", "12", 2), ("21", "12", 2), ("123", "13", 1), ("4", "123", 3)]
+)
+def test_distance_is_levenshteins(one, other, far):
+    assert study.distance(one, other) == far == study.distance(other, one)
+
+
+def test_distances_survive_their_code():
+    np.testing.assert_array_equal(study.decode(study.encode([0, 3, 1, 0])), [0, 3, 1, 0])
+
+
+LAW = (np.log(9.0), 8.0, 0.02)
+
+
+def drawn(rng, law=LAW, seeds: int = 1, count: int = 400, spread: float = 0.0) -> stats.Cell:
+    """A cell of readers whose middles differ by `spread`."""
+    distances = []
+    for _ in range(seeds):
+        own = (law[0] + spread * rng.standard_normal(), *law[1:])
+        share_K = stats.curve(HEIGHT_K, own)
+        distances.append((rng.random((count, len(HEIGHT_K))) > share_K).astype(np.uint8).ravel())
+    heights = np.tile(HEIGHT_K, count)
+    return stats.Cell(np.stack(distances), np.full(len(heights), 2), heights)
+
+
+def test_a_psychometric_function_is_found_again():
+    law = stats.fit(HEIGHT_K, stats.curve(HEIGHT_K, LAW))
+    np.testing.assert_allclose(law, LAW, rtol=0.02, atol=2e-3)
+    for level in (0.5, 0.9):
+        at = stats.threshold(HEIGHT_K, LAW, level)
+        assert stats.curve(np.array(at), LAW) == pytest.approx(level)
+    assert stats.threshold(HEIGHT_K, (np.log(30.0), 8.0, 0.0), 0.5) == 20
+    assert stats.threshold(HEIGHT_K, (np.log(3.0), 8.0, 0.0), 0.9) == 6
+    assert stats.threshold(HEIGHT_K, (np.log(9.0), 8.0, 0.2), 0.9) == 20
+
+
+@pytest.mark.parametrize("name", ["exact", "h50", "h90"])
+def test_intervals_over_images_are_neither_too_narrow_nor_too_wide(name):
+    rng = np.random.default_rng(1)
+    found = [stats.estimate(stats.summary(drawn(rng), draws=60), name) for _ in range(40)]
+    truth = {"exact": stats.curve(HEIGHT_K, LAW).mean()}
+    truth |= {f"h{level}": stats.threshold(HEIGHT_K, LAW, level / 100) for level in (50, 90)}
+    covered = np.mean([one.low <= truth[name] <= one.high for one in found])
+    assert covered >= 0.85
+    spread = np.std([one.value for one in found])
+    assert np.mean([one.high - one.low for one in found]) < 1.5 * 2 * 1.96 * spread
+
+
+def test_intervals_over_seeds_cover_what_seeds_change():
+    rng = np.random.default_rng(2)
+    found = [stats.estimate(stats.summary(drawn(rng, seeds=3, spread=0.1), draws=40), "h50") for _ in range(40)]
+    middle = stats.threshold(HEIGHT_K, LAW, 0.5)
+    assert np.mean([one.low <= middle <= one.high for one in found]) >= 0.85
+    alone = [stats.estimate(stats.summary(drawn(rng, seeds=3), draws=40), "h50") for _ in range(10)]
+    widths = [np.mean([one.high - one.low for one in some]) for some in (found, alone)]
+    assert widths[0] > 2 * widths[1]
+
+
+def test_a_difference_is_taken_image_by_image():
+    rng = np.random.default_rng(3)
+    cell = drawn(rng)
+    better = cell._replace(distance_TN=cell.distance_TN * (rng.random(cell.distance_TN.shape) > 0.05))
+    one, other = (stats.summary(some, draws=60) for some in (better, cell))
+    paired = stats.estimate(one, "exact", other)
+    assert 0 < paired.low <= paired.value == pytest.approx((one.value_V - other.value_V)[0])
+    alone = stats.estimate(other, "exact")
+    assert paired.high - paired.low < 0.7 * (alone.high - alone.low)
+
+
+def test_wrong_characters_are_counted():
+    cell = stats.Cell(
+        np.tile([[0, 2, 1, 0]], (1, 8)).astype(np.uint8), np.tile([2, 2, 3, 3], 8), np.repeat(HEIGHT_K, 4)
+    )
+    found = stats.summary(cell, draws=5)
+    assert found.value_V[stats.NAMES.index("cer")] == pytest.approx(3 / 10)
+    assert found.value_V[stats.NAMES.index("exact")] == 0.5
+
+
+def test_the_ceiling_is_what_folding_leaves():
+    faint = flat(12, 8)
+    middle = np.full_like(faint.ground, 64 - 4 * faint.sign + 32)  # ink within the bin of 64 … 127
+    hidden = source.Scene(**{**vars(faint), "ground": middle})
+    np.testing.assert_allclose(ceiling.exact(hidden, [1, 64]), [1, 0.1 ** len(faint.text)])
+    assert ceiling.psnr(faint.image(), 1) == np.inf
+    assert 20 < ceiling.psnr(faint.image(), 32) < ceiling.psnr(faint.image(), 4)
+
+
+@pytest.fixture
+def tests_of_eight(tmp_path, monkeypatch, results) -> Path:
+    """Test sets of few images, in place of those of the study."""
+    monkeypatch.setattr(source, "TESTS", {"test": 40, "held-out": 4, "contrast": 4})
+    monkeypatch.setattr(report, "CEILING", 1)
+    monkeypatch.setattr(stats, "DRAWS", 20)
+    for name, each in source.TESTS.items():
+        scenes = list(source.tests(name, PHOTOS, each))
+        fields = {key: [getattr(one, key) for one in scenes] for key in ("text", "height", "contrast", "kind", "font")}
+        np.savez(tmp_path / f"{name}.npz", image=np.stack([one.image() for one in scenes]), **fields)
+    return tmp_path
+
+
+def reads(folder: Path, job: study.Job, smallest: float) -> None:
+    """A result: all is read exactly from some height on, nothing below."""
+    tests = {}
+    for name in source.TESTS:
+        with np.load(folder / f"{name}.npz") as test:
+            far = np.where(test["height"] >= smallest, 0, 1).tolist()
+            tests[name] = {
+                "distances": study.encode(far),
+                "wrong": [[n, "7"] for n in np.flatnonzero(far)[:3].tolist()],
+            }
+    put(job, tests=tests)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "first", "second"),
+    [
+        ({"words": 8, "vit16": 14, "vit16f": 10, "vit8": 8}, "HOLDS", "HOLDS"),
+        ({"words": 14, "vit16": 14, "vit16f": 10, "vit8": 8}, "FAILS", "FAILS"),
+        (
+            {"words": 8, "vit16": 14, "vit16f": 30, "vit8": 30},
+            "no comparison, vit16f-flops reads 0.0%",
+            "no comparison",
+        ),
+    ],
+)
+def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_eight, photos, capsys, monkeypatch):
+    readme = tests_of_eight / "README.md"
+    readme.write_text(f"# Title\n\n{report._MARKS[0]}\nold\n{report._MARKS[1]}\n\nrest\n")
+    monkeypatch.setattr(report, "__file__", str(tests_of_eight / "report.py"))
+    for job in study.main_jobs():
+        if job.arm in smallest:
+            reads(tests_of_eight, job, smallest[job.arm])
+    report.main(str(photos), tests_of_eight)
+    said = capsys.readouterr().out.splitlines()
+    assert first in said[0]
+    assert second in said[1]
+    page = study.RESULTS.with_suffix(".html").read_text()
+    shown = re.findall(r"<strong>(.*?)</strong>", page)
+    assert [len(shown), page.count("<svg")] == [2, 3]
+    assert first in shown[0]
+    assert "data:image/png" in page
+    assert report.MISSING in page  # upw, full and all ablations
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n\n{report._MARKS[0]}\n{said[0]}")
+    assert text.endswith(f"{report._MARKS[1]}\n\nrest\n")
+    assert "| words | data | 5 |" in text
+
+
+def test_a_bound_is_called_one(tests_of_eight):
+    for job in study.main_jobs():
+        reads(tests_of_eight, job, {"words": 8, "vit16": 30}.get(job.arm, 10))
+    found = report.first(report.Results(tests_of_eight))
+    assert "HOLDS" in found
+    assert "a bound: 90 % was not reached by ViT-16" in found
+
+
+def small(folder: Path) -> Path:
+    """A data set of 40 images."""
+    tar = folder / "some.tar"
+    source.pack(source.training("train", PHOTOS, 40), tar, texts=True)
+    build(str(tar), folder / "train", Settings(caption="after", validation=0.1, test=0))
+    return folder / "train"
+
+
+def test_all_arms_see_the_same_images_in_the_same_order(tmp_path):
+    path, orders = str(small(tmp_path)), []
+    for arm in ("words", "vit8", "vit16"):
+        made = arms.config(arm, images=48, seed=3, data=path)
+        loader = Loader(made.data, made.model, split="train", batch_size=8, seed=3)
+        with loader.stream(0) as batches:
+            orders.append([next(batches).documents for _ in range(4)])
+    assert orders[0] == orders[1] == orders[2]
+
+
+@pytest.mark.slow
+def test_a_run_trains_reads_and_leaves_a_result(tests_of_eight, monkeypatch):
+    small(tests_of_eight)
+    monkeypatch.setattr(study, "DATA", tests_of_eight)
+    monkeypatch.setattr(study, "RUNS", tests_of_eight / "runs")
+    job = study.Job("vit8-data-1", "vit8", 48, 1, tuned="vit8-data")
+    study.run(job)
+    found = study.result(job)
+    assert found is not None
+    assert len(study.decode(found["tests"]["test"]["distances"])) == 8 * 40
+    assert found["validation"] > 0
+    assert found["minutes"] < 30
