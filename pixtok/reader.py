@@ -72,8 +72,8 @@ class Reader:
             key, now = jax.random.split(key)
             # The last rows come again, for one program for all batches.
             full = np.resize(numbers, batch_size) if len(images) > batch_size else numbers
-            found = self._batch([images[number] for number in full], how, now)
-            for number, text in zip(numbers, found, strict=False):
+            found = self._batch([images[number] for number in full.tolist()], how, now)
+            for number, text in zip(numbers.tolist(), found, strict=False):
                 texts[number] = text
             if progress is not None:
                 progress(len(numbers))

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,12 @@ def _ground(rng: np.random.Generator, kind: str, photos: np.ndarray) -> np.ndarr
 
 
 def scene(
-    seed: tuple[int, int], photos: np.ndarray, fonts: list[str], lengths: tuple[int, int], height: float, contrast: int
+    seed: tuple[int, int],
+    photos: np.ndarray,
+    fonts: Sequence[str],
+    lengths: tuple[int, int],
+    height: float,
+    contrast: int,
 ) -> Scene:
     """The scene of a seed; `lengths`: of the shortest and the longest text."""
     rng = np.random.default_rng(seed)

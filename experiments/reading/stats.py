@@ -95,14 +95,16 @@ def summary(cell: Cell, draws: int | None = None) -> Summary:
     rng, count = np.random.default_rng(0), order_KN.shape[1]
 
     def of(right_KN: np.ndarray, wrong_KN: np.ndarray) -> np.ndarray:
-        return _numbers(height_K, right_KN.mean(1), wrong_KN.sum(), length_KN.sum())
+        return _numbers(height_K, right_KN.mean(1), float(wrong_KN.sum()), float(length_KN.sum()))
 
     right_KN, wrong_KN = right_TKN.mean(0), wrong_TKN.mean(0)
     drawn = []
     for _ in range(draws or DRAWS):
         weight_KN = rng.multinomial(count, np.full(count, 1 / count), size=len(height_K))
         shares = (weight_KN * right_KN).sum(1) / count
-        drawn.append(_numbers(height_K, shares, (weight_KN * wrong_KN).sum(), (weight_KN * length_KN).sum()))
+        drawn.append(
+            _numbers(height_K, shares, float((weight_KN * wrong_KN).sum()), float((weight_KN * length_KN).sum()))
+        )
     seeds = [of(*both) for both in zip(right_TKN, wrong_TKN, strict=True)]
     return Summary(of(right_KN, wrong_KN), np.array(seeds), np.array(drawn), right_KN.mean(1))
 
