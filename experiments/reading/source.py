@@ -110,7 +110,7 @@ def _ground(rng: np.random.Generator, kind: str, photos: np.ndarray) -> np.ndarr
     """(HEIGHT, WIDTH, 3), from 0 to 255."""
     if kind == "photo":
         scale = round(rng.uniform(WIDTH, 2 * WIDTH))
-        photo = Image.fromarray(photos[rng.integers(len(photos))]).resize((scale, scale), Image.Resampling.BICUBIC)
+        photo = Image.fromarray(photos[int(rng.integers(len(photos)))]).resize((scale, scale), Image.Resampling.BICUBIC)
         y, x = rng.integers(scale - HEIGHT + 1), rng.integers(scale - WIDTH + 1)
         return np.asarray(photo, np.float32)[y : y + HEIGHT, x : x + WIDTH]
     start, end = rng.uniform(0, 255, (2, 1)) + rng.normal(0, _TINT, (2, 3))
@@ -134,9 +134,9 @@ def scene(
     text, font, origin = "", "", None
     while origin is None:
         text = "".join(map(str, rng.integers(10, size=rng.integers(lengths[0], lengths[1] + 1))))
-        font = fonts[rng.integers(len(fonts))]
+        font = fonts[int(rng.integers(len(fonts)))]
         origin = _origin(rng, text, font, height)
-    kind = GROUNDS[rng.integers(len(GROUNDS))]
+    kind = GROUNDS[int(rng.integers(len(GROUNDS)))]
     sign = 1 if rng.random() < 0.5 else -1
     ground = _ground(rng, kind, photos) * (255 - contrast) / 255 + (contrast if sign < 0 else 0)
     return Scene(text, height, contrast, kind, font, origin, sign, ground)
