@@ -6,6 +6,7 @@ backward pass counts nothing.  A training step costs three times its forward pas
 HFU counts what `remat` computes again as well.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +135,11 @@ def _pixels(model: Model, n: Counts) -> dict[str, Entry]:
     table = 3 * fold.levels(factor) if fold.by_channel(factor) else fold.colours(factor) + 1
     weights, token = _block(encoder)
     own = encoder.layers * (weights + 2 * encoder.width) + encoder.width
-    flops = encoder.layers * n.pixels * token + _scores(encoder, n.pixel_pairs)
+    whole = _whole(model)
+    flops = whole.layers * n.pixels * token + _scores(whole, n.pixel_pairs)
+    if whole is not encoder:  # keys and values of all pixels, all else of the last pixels of windows
+        keys = 4 * encoder.width * encoder.kv_heads * encoder.head_width
+        flops += n.pixels * (keys + 4 * encoder.width) + n.windows * (token - keys)
     if encoder.width != trunk.width:
         own += encoder.width * trunk.width
         flops += 2 * n.windows * encoder.width * trunk.width
@@ -143,6 +148,13 @@ def _pixels(model: Model, n: Counts) -> dict[str, Entry]:
         flops += 2 * n.windows * PLACE_SIZE * trunk.width
     tables = model.vocab_size * trunk.width + table * encoder.width
     return {"embeddings": Entry(tables, 0), "encoder": Entry(own, flops)}
+
+
+def _whole(model: Model) -> Stream:
+    """The blocks of the encoder that are done for all pixels: all, but for the last where words alone are predicted."""
+    encoder = model.encoder
+    few = model.objective == "words" and encoder.layers > 0
+    return dataclasses.replace(encoder, layers=encoder.layers - 1) if few else encoder
 
 
 def _patches(model: Model, n: Counts) -> dict[str, Entry]:
@@ -192,7 +204,7 @@ def again(experiment: Experiment) -> float:
     model, n, remat = experiment.model, full(experiment), experiment.train.remat
     groups = ledger(model, n)
     second = sum(groups[name].forward for name in _pieces(model) if name in groups)
-    streams = [(model.encoder, n.pixels, n.pixel_pairs, 0), (model.trunk, n.slots, n.slot_pairs, 0)]
+    streams = [(_whole(model), n.pixels, n.pixel_pairs, 0), (model.trunk, n.slots, n.slot_pairs, 0)]
     if model.objective == "full":
         near = n.pixel_pairs + n.windows + n.halo_pairs
         far = n.far_pairs if model.summaries else 0

@@ -38,7 +38,7 @@ class Reader:
 
         def begin(params: Any, rows: Rows, knobs: Knobs, key: jax.Array) -> tuple[jax.Array, Cache]:
             bound: Any = net.bind({"params": params})
-            _, summary_BME = bound.encoder(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
+            summary_BME = bound.encoder.summaries(rows.pixel_BMW, rows.shape_BM2, rows.place_BM4)
             x_BSE = bound.trunk.slots(rows, summary_BME)
             cache = empty(model.trunk, x_BSE.shape[0], x_BSE.shape[1] + limit)
             y_BSE, cache = bound.trunk.step(x_BSE, cache, jnp.int32(0))

@@ -10,6 +10,7 @@ of a branch, the matrices that end it start that much smaller and move that much
     the same at the end of a branch      √(4 / L)       r · 128 / n · 4 / L
     norm                                 1              r
     table of words; of pixels            1              r · train.word_rate; r · train.pixel_rate
+    matrix that takes patches            1              r · train.pixel_rate
 
 `initial` is a factor on what a model starts with otherwise: deviations 1/√n, 1/√(2·L·n) at the end of a branch, and 1/n
 of the unified head.  Widths of heads do not change, so attention's 1/√D stays.  At 128 inputs and 4 blocks a matrix is
@@ -52,6 +53,8 @@ def rates(params: Any, train: Train) -> Any:
         names = _names(path)
         if names[-1].startswith("scale"):
             return 1.0
+        if names == ["encoder", "up"]:  # its inputs do not grow with width
+            return train.pixel_rate
         if names[-1].startswith("table"):
             return train.word_rate if names[0] == "trunk" else train.pixel_rate
         inner = leaf.shape[1:] if "blocks" in names else leaf.shape

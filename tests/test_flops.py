@@ -61,7 +61,8 @@ def test_a_step_is_three_forward_passes_of_the_batch():
     assert flops.training_step(made) == 3 * 6 * flops.forward(SMALL, flops.full(made))
 
 
-def test_the_compiler_counts_the_same(monkeypatch):
+@pytest.mark.parametrize("objective", ["full", "words"])
+def test_the_compiler_counts_the_same(monkeypatch, objective):
     # Without loops, whose bodies `cost_analysis` counts once: one block a stack, and likelihoods in one piece.
     monkeypatch.setattr(heads, "chunked", lambda function, chunks, axis, *arrays: function(*arrays))
     pixels, E, S, M, W = 240, 320, 24, 4, 16
@@ -69,7 +70,7 @@ def test_the_compiler_counts_the_same(monkeypatch):
         name: Stream(width=width, layers=1, heads=width // 40, kv_heads=width // 80)
         for name, width in (("encoder", pixels), ("trunk", E), ("decoder", pixels))
     }
-    model = dataclasses.replace(SMALL, window=4, halo=1, **wide)
+    model = dataclasses.replace(SMALL, objective=objective, window=4, halo=1, **wide)
     rows = batch(("", image(8, 8)), config=model, slots=S, windows=M)
     variables = nn.unbox(jax.eval_shape(UnifiedModel(model).init, jax.random.key(0), rows))
     compiled.cache_clear()  # of functions that chunk
@@ -79,8 +80,10 @@ def test_the_compiler_counts_the_same(monkeypatch):
     assert " while(" not in text
     ours = flops.forward(model, flops.full(experiment(model, S, M)))
     # Masked pairs, which are computed too: the other half of causal squares, and of slots.
-    masked = M * (W * W - W * (W + 1) // 2) * pixels + (S * S - S * (S + 1) // 2) * E
-    masked += M * (W * W - W * (W + 1) // 2 + (1 + W) * S // 2) * pixels
+    masked = (S * S - S * (S + 1) // 2) * E
+    if objective == "full":
+        masked += M * (W * W - W * (W + 1) // 2) * pixels
+        masked += M * (W * W - W * (W + 1) // 2 + (1 + W) * S // 2) * pixels
     assert hlo.Module(text, 1).cost().flops == ours + 4 * masked
     # Norms, softmax and rotations are the rest.
     assert program.cost_analysis()["flops"] == pytest.approx(ours + 4 * masked, rel=0.02)

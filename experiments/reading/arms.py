@@ -1,6 +1,6 @@
 """What is compared: one trunk, and what looks at pixels for it.
 
-pixtok train experiments/reading/arms.py --arm words --images 48000 --rate 0.001 --seed 1    # study.py does it for all
+pixtok train experiments/reading/arms.py --arm words --images 40000 --rate 0.001 --seed 1    # study.py does it for all
 
 One trunk (128 wide, 4 blocks), one data set, optimizer, batch and schedule.  `words`: pixels as tokens, windows of 8,
 loss of words alone; `window16` and `window4`: the same with other windows.  `full`: the likelihood of all pixels as
@@ -16,7 +16,7 @@ from pixtok import flops
 from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train, family
 from pixtok.errors import InputError
 
-IMAGES = 48_000
+IMAGES = 40_000
 """That arms are trained on, where data are matched; FLOPs are matched to `words` on so many."""
 BATCH = 8
 FOLDS = (1, 2, 4, 8, 32)
@@ -68,7 +68,7 @@ def config(
         remat="none",
         seed=seed,
         log_every=50,
-        eval_every=max(1, steps // 8),
+        eval_every=steps,
         eval_batches=100,
     )
     # <s> <|image|> windows <|/image|> 123 </s>

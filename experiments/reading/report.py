@@ -6,6 +6,7 @@ Writes experiments/results/reading.html, and what stands between the two marks o
 
 import functools
 import html
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import ceiling
 import source
 import stats
 import study
-from pixtok import page
+from pixtok import flops, fold, page
 from pixtok.data import images
 from pixtok.errors import InputError
 from pixtok.sample import sheet
@@ -30,8 +31,8 @@ GUARD, MARGIN_PX, MARGIN = 0.95, 2.0, 0.02
 """What a baseline must reach at the largest height; margins of the two hypotheses."""
 LEVEL = 0.975
 """Of the intervals that the two hypotheses are judged by: 95 % for both together."""
-CEILING = 20
-"""Images for each height and contrast of which the ceiling is computed."""
+CEILING = 5
+"""One in so many images of `contrast` is what the ceiling is computed of."""
 MISSING = "not measured"
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
 
@@ -65,6 +66,10 @@ class Results:
         distance_TN = np.stack([study.decode(one) for one in found])[:, kept_N]
         return stats.Cell(distance_TN, np.char.str_len(test_of["text"][kept_N]), test_of["height"][kept_N])
 
+    def whole(self, name: str) -> bool:
+        """Whether all seeds of a cell are there."""
+        return len([one for one in self.results(name) if one["tests"]]) == study.seeds(name)
+
     @functools.cache  # noqa: B019 - one object, as long as the page is made
     def summary(self, name: str, test: str = "test") -> stats.Summary | None:
         """The numbers of a cell."""
@@ -84,44 +89,53 @@ def _difference(results: Results, name: str, one: str, other: str) -> stats.Esti
     return stats.estimate(summaries[0], name, summaries[1], LEVEL)
 
 
-def _guard(results: Results, cell: str) -> str:
-    """Why no comparison with this baseline is made; empty where it reads."""
+def _value(results: Results, cell: str, name: str) -> float:
     found = results.summary(cell)
-    if found is None:
-        return f"{cell} was not measured"
-    top = float(found.value_V[stats.NAMES.index("top")])
-    wanted = f"{GUARD:.0%} of the largest digits"
-    return "" if top >= GUARD else f"{cell} reads {top:.1%} of the largest digits, and a baseline must read {wanted}"
+    assert found is not None
+    return float(found.value_V[stats.NAMES.index(name)])
+
+
+def _lacking(results: Results, guard: str, *cells: str) -> str:
+    """Why no comparison is made: runs are missing, or the baseline does not read; empty where it is made."""
+    if missing := [cell for cell in dict.fromkeys((*cells, guard)) if not results.whole(cell)]:
+        return f"not all runs of {' and '.join(missing)} are there"
+    top = _value(results, guard, "top")
+    least = f"a baseline must read {GUARD:.0%}"
+    return "" if top >= GUARD else f"{guard} reads {top:.1%} of the largest digits exactly, and {least}"
+
+
+def _reaches(summary: stats.Summary | None) -> bool:
+    """Whether 90 % is reached at a height that was shown, for all seeds together and each, and 97.5 % of resamples."""
+    assert summary is not None
+    at = stats.NAMES.index("h90")
+    few = np.mean(summary.draw_DV[:, at] >= HEIGHT_K[-1]) <= (1 - LEVEL)
+    return bool(few and max(summary.value_V[at], *summary.seed_TV[:, at]) < HEIGHT_K[-1])
 
 
 def first(results: Results) -> str:
     """H1: the height that `words` reads, against that of ViT-16, after equal images with equal parameters."""
     what = "H1, pixels read digits at least 2 px smaller than ViT-16 does (parameters and data matched)"
-    if reason := _guard(results, "vit16f-flops"):
+    ours, theirs = "words-data", "vit16-data"
+    if reason := _lacking(results, "vit16-flops", ours, theirs):
         return f"{what}: no comparison, {reason}."
-    found = _difference(results, "h90", "words-data", "vit16-data")
-    if found is None:
-        return f"{what}: {MISSING}."
-    ends = [
-        results.summary(cell).value_V[stats.NAMES.index("h90")]  # pyright: ignore[reportOptionalMemberAccess]
-        for cell in ("words-data", "vit16-data")
-    ]
+    found = _difference(results, "h90", ours, theirs)
+    assert found is not None
+    known = {cell: _reaches(results.summary(cell)) for cell in (ours, theirs)}
+    # What lies beyond the heights counts as the largest: that makes ViT-16 look better than it is, or pixels.
+    holds, fails = found.high <= -MARGIN_PX and known[ours], found.low > -MARGIN_PX and known[theirs]
     said = f"h90 differs by {found.value:+.1f} px ({found.low:+.1f} to {found.high:+.1f})"
-    if max(ends) >= HEIGHT_K[-1]:
-        said += ", a bound: 90 % was not reached by " + " and ".join(
-            cell for cell, end in zip(("words", "ViT-16"), ends, strict=True) if end >= HEIGHT_K[-1]
-        )
-    return f"{what}: {_verdict(-found.high >= MARGIN_PX, -found.low < MARGIN_PX)}; {said}."
+    beyond = " and ".join(cell for cell, reached in known.items() if not reached)
+    said += f"; of {beyond} it may be above {HEIGHT_K[-1]:g} px, so this difference is a bound" if beyond else ""
+    return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_value(results, theirs, 'top'):.1%} at 20 px."
 
 
 def second(results: Results) -> str:
     """H2: the share that `words` reads, against that of ViT-8, after equal FLOPs."""
     what = "H2, pixels read no more than 2 points less than ViT-8 does (FLOPs matched)"
-    if reason := _guard(results, "vit8-flops"):
+    if reason := _lacking(results, "vit8-flops", "words-data"):
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "exact", "words-data", "vit8-flops")
-    if found is None:
-        return f"{what}: {MISSING}."
+    assert found is not None
     said = (
         f"exact matches differ by {100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     )
@@ -184,7 +198,7 @@ def beside_table(results: Results) -> list[list[str]]:
         ("words-data", "vit8-data", "pixels less patches, windows of 8, parameters and data matched"),
         ("window16-data", "vit16-data", "pixels less patches, windows of 16, parameters and data matched"),
         ("words-data", "vit16f-data", "pixels less ViT-16 with a full-width stem, data matched"),
-        ("words-data", "vit16f-flops", "pixels less ViT-16 with a full-width stem, FLOPs matched"),
+        ("words-data", "vit16-flops", "pixels less ViT-16, FLOPs matched"),
         ("full-flops", "words-data", "likelihood of pixels less words alone, FLOPs matched"),
         ("upw-flops", "words-data", "UPW less words alone, FLOPs matched"),
     ):
@@ -240,7 +254,7 @@ def ablation_table(results: Results, scenes: dict[int, list[source.Scene]]) -> l
     rows = [["what is changed", "images", "exact", "h50", "h90", "PSNR of folding, dB"]]
     for cell, what in (
         ("words-data", "nothing: windows of 8, F = 16, pixels as tokens"),
-        *((f"fold{factor}", f"F = {factor}") for factor in arms.FOLDS),
+        *((f"fold{factor}", _fold(factor)) for factor in arms.FOLDS),
         ("window16-data", "windows of 16"),
         ("window4", "windows of 4"),
         ("vit8-data", "patches of 8 in the place of pixel embeddings"),
@@ -260,6 +274,12 @@ def ablation_table(results: Results, scenes: dict[int, list[source.Scene]]) -> l
         rows.append([what, images_seen, percent(stats.estimate(summary, "exact")), *heights, shown])
     rows.append(["full attention over all pixels (windows of 1)", *[MISSING] * 4, ""])
     return rows
+
+
+def _fold(factor: int) -> str:
+    parameters = flops.parameters(arms.MODELS[f"fold{factor}"]) / 1e6
+    tables = "a table for each channel" if fold.by_channel(factor) else "a row for each colour"
+    return f"F = {factor}: {tables}, {parameters:.2f} M parameters"
 
 
 def labels_table(results: Results) -> list[list[str]]:
@@ -322,7 +342,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     """Write the page, and the results in README.md."""
     results = Results(folder)
     _, photos = source.photographs(cifar)
-    every = list(source.tests("contrast", photos, CEILING))
+    every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
     verdicts = [first(results), second(results)]
     names, shares = fold_shares(results, scenes)
@@ -332,14 +352,19 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "Ablations": ablation_table(results, scenes),
         "Few labels": labels_table(results),
     }
-    data, flops = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
+    data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
+    every_result = [one for cell in study.cells() for one in results.results(cell)]
+    ablated = [one for job in study.ablations() if (one := study.result(job))]
+    made = sorted({one["made"] for one in every_result + ablated})
+    minutes = [sum(one["minutes"].values()) for one in every_result + ablated]
+    cost = "; ".join([*made, f"{len(minutes)} runs in {sum(minutes) / 60:.1f} hours of one core, tuning not counted"])
     commands = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
     body = "".join(
         [
             *(f"<p><strong>{html.escape(text)}</strong></p>" for text in verdicts),
             "<p>See experiments/reading/PROTOCOL.md for what was fixed before.</p><div class='figures'>",
             page.drawn(curves(results, data), "After equal images."),
-            page.drawn(curves(results, ["words-data", *flops]), "After equal FLOPs."),
+            page.drawn(curves(results, ["words-data", *matched]), "After equal FLOPs."),
             page.drawn(
                 fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."
             ),
@@ -347,13 +372,13 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
             *(f"<h2>{name}</h2>{page.table(rows)}" for name, rows in tables.items()),
             "<h2>Mistakes</h2>",
             *(mistakes(results, cell) for cell in ("words-data", "vit16-data", "vit8-flops")),
-            f"<h2>How it was made</h2><pre>{html.escape(commands)}</pre>",
+            f"<h2>How it was made</h2><p>{html.escape(cost)}</p><pre>{html.escape(commands)}</pre>",
         ]
     )
     study.RESULTS.with_suffix(".html").write_text(page.document("Does it read small text better than patches?", body))
     readme = Path(__file__).parent / "README.md"
     before, rest = readme.read_text().split(_MARKS[0])
-    fresh = "\n\n".join([*verdicts, *(f"### {name}\n\n{markdown(rows)}" for name, rows in tables.items())])
+    fresh = "\n\n".join([*verdicts, cost, *(f"### {name}\n\n{markdown(rows)}" for name, rows in tables.items())])
     readme.write_text(f"{before}{_MARKS[0]}\n{fresh}\n{_MARKS[1]}{rest.split(_MARKS[1])[1]}")
     print("\n".join(verdicts))
 

@@ -4,14 +4,18 @@ python experiments/reading/source.py CIFAR                     # the data, once
 python experiments/reading/study.py tuning main ablation       # all that is not done, in this order, one on each core
 python experiments/reading/study.py                            # what there is, and what is done
 
-A run that was interrupted goes on where it was; one whose settings have changed is trained anew.  Runs are in
-runs/reading, each with a log; results in experiments/results/reading: commit them as they come.
+A run that was interrupted goes on where it was; one whose settings, data or beginning have changed is trained anew.
+Runs are in runs/reading, each with a log; results in experiments/results/reading: commit them as they come.
 """
 
 import base64
 import dataclasses
+import datetime
+import hashlib
 import json
+import math
 import os
+import platform
 import queue
 import subprocess
 import sys
@@ -22,13 +26,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from etils import epath
 
 import arms
 import source
 from pixtok import flops, weights
-from pixtok.errors import InputError
-from pixtok.files import progress_bar
+from pixtok.errors import ExitCode, InputError
+from pixtok.files import progress_bar, write
 from pixtok.reader import Reader
 from pixtok.run import Run
 from pixtok.words import Bytes
@@ -39,6 +45,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "reading"
 RATES = (5e-4, 1e-3, 2e-3)
 """First tried; then half and twice, as long as the best is at an end."""
 LABELS = (1000, 4000, 16000)
+MOST_RATES = 6
 TUNING = 3
 """Of the images of a run, one in so many is what its learning rate is chosen on."""
 _MISTAKES = 24
@@ -58,40 +65,44 @@ class Job:
     data: str = "train"
     init: str = ""
     """The job whose weights it begins with."""
-    reads: bool = True
-    """Whether it reads the tests at the end."""
+    reads: tuple[str, ...] = ()
+    """The tests that it reads at the end."""
 
 
 def cells() -> dict[str, tuple[str, int]]:
     """What is tuned and run: a name, as in `vit8-flops` → (arm, images)."""
     data = {f"{arm}-data": (arm, arms.IMAGES) for arm in ("words", "window16", "vit8", "vit16", "vit16f")}
-    return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit8", "vit16f", "full", "upw")}
+    return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit8", "vit16", "full", "upw")}
 
 
-SEEDS = {"words-data": 5, "vit8-flops": 5}
-"""Of the comparison whose margin is small; all others have 3."""
+_SEEDS = {"words-data": 5, "vit16-data": 5, "vit8-flops": 5}
+
+
+def seeds(cell: str) -> int:
+    """How many: five of what the hypotheses compare, three of all others."""
+    return _SEEDS.get(cell, 3)
 
 
 def main_jobs() -> list[Job]:
     """All arms, each seed of all before the next."""
-    seeds = range(1, 1 + max(SEEDS.values()))
+    reads = ("test", "held-out")
     return [
-        Job(f"{cell}-{seed}", arm, images, seed, tuned=cell)
-        for seed in seeds
+        Job(f"{cell}-{seed}", arm, images, seed, tuned=cell, reads=(*reads, "contrast") if arm == "words" else reads)
+        for seed in range(1, 1 + max(map(seeds, cells())))
         for cell, (arm, images) in cells().items()
-        if seed <= SEEDS.get(cell, 3)
+        if seed <= seeds(cell)
     ]
 
 
 def ablations() -> list[Job]:
     """Of one seed each: fold factors, windows, what the pixel decoder sees, and pretraining for few labels."""
-    jobs = [Job(f"fold{factor}-1", f"fold{factor}", arms.IMAGES, 1, tuned="words-data") for factor in arms.FOLDS]
-    jobs += [Job("window4-1", "window4", arms.matched("window4"), 1, tuned="words-data")]
-    jobs += [Job("local-1", "local", arms.matched("local"), 1, tuned="full-flops")]
-    images = arms.matched("full")
-    jobs += [Job("pretrained", "full", images, 1, tuned="full-flops", data="unlabelled", reads=False)]
+    folds, test = ("test", "contrast"), ("test",)
+    jobs = [Job(f"fold{f}-1", f"fold{f}", arms.IMAGES, 1, tuned="words-data", reads=folds) for f in arms.FOLDS]
+    jobs += [Job("window4-1", "window4", arms.matched("window4"), 1, tuned="words-data", reads=test)]
+    jobs += [Job("local-1", "local", arms.matched("local"), 1, tuned="full-flops", reads=test)]
+    jobs += [Job("pretrained", "full", arms.matched("full"), 1, tuned="full-flops", data="unlabelled")]
     for count in LABELS:
-        few = {"images": max(LABELS), "seed": 1, "data": f"labels-{count}"}
+        few = {"images": max(LABELS), "seed": 1, "data": f"labels-{count}", "reads": test}
         jobs += [Job(f"words-{count}", "words", tuned="words-data", **few)]
         jobs += [Job(f"words-{count}-pretrained", "words", tuned="words-data", init="pretrained", **few)]
         jobs += [Job(f"vit8-{count}", "vit8", tuned="vit8-data", **few)]
@@ -101,7 +112,7 @@ def ablations() -> list[Job]:
 def _tuning(cell: str, rate: float) -> Job:
     arm, images = cells()[cell]
     few = max(arms.BATCH, images // TUNING // arms.BATCH * arms.BATCH)
-    return Job(f"tuning-{cell}-{rate:.5f}", arm, few, 0, rate, reads=False)
+    return Job(f"tuning-{cell}-{rate:.5f}", arm, few, 0, rate)
 
 
 def tuning(cell: str) -> Iterator[Job]:
@@ -110,7 +121,7 @@ def tuning(cell: str) -> Iterator[Job]:
     while True:
         losses = tried(cell)
         best, rates = chosen(cell), sorted(losses)
-        if best not in (rates[0], rates[-1]):
+        if best not in (rates[0], rates[-1]) or len(rates) >= MOST_RATES:
             return
         yield _tuning(cell, best / 2 if best == rates[0] else best * 2)
 
@@ -134,12 +145,21 @@ def settings(job: Job) -> dict[str, Any]:
     """All that its result depends on."""
     rate = job.rate or chosen(job.tuned)
     train = dataclasses.asdict(arms.config(job.arm, job.images, rate, job.seed).train)
+    before = _before(job)
     return {
-        **{name: getattr(job, name) for name in ("arm", "images", "seed", "data", "init")},
+        **{name: getattr(job, name) for name in ("arm", "images", "seed", "data")},
         "rate": rate,
         "model": dataclasses.asdict(arms.MODELS[job.arm]),
         "schedule": {name: value for name, value in train.items() if not name.startswith(("log", "eval"))},
+        "source": source.VERSION,
+        "reads": list(job.reads),
+        "init": None if before is None else settings(before),
     }
+
+
+def _before(job: Job) -> Job | None:
+    """The job that it begins with."""
+    return next((one for one in ablations() if one.name == job.init), None)
 
 
 def _file(job: Job) -> Path:
@@ -155,41 +175,45 @@ def result(job: Job) -> dict[str, Any] | None:
 
 
 def folder(job: Job) -> Path:
-    """Its run directory: another for other images or another rate."""
-    return RUNS / f"{job.name}-{job.images}-{settings(job)['rate']:g}"
+    """Its run directory: another for other settings."""
+    told = hashlib.sha256(json.dumps(settings(job), sort_keys=True).encode()).hexdigest()
+    return RUNS / f"{job.name}-{told[:8]}"
 
 
 def flags(job: Job) -> list[str]:
     """What `pixtok train` is told."""
-    chosen = settings(job)
-    options = {name: chosen[name] for name in ("arm", "images", "rate", "seed")} | {"data": DATA / job.data}
-    before = [one for one in ablations() if one.name == job.init]
-    init = {"init": folder(before[0])} if before else {}
+    own, before = settings(job), _before(job)
+    options = {name: own[name] for name in ("arm", "images", "rate", "seed")} | {"data": DATA / job.data}
+    init = {} if before is None else {"init": folder(before)}
     pairs = (options | init | {"run_dir": folder(job)}).items()
     return [word for name, value in pairs for word in (f"--{name}", f"{value}")]
 
 
 def run(job: Job) -> None:
-    """Train, read, and write the result."""
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)], check=True)
-    kept = Run(folder(job))  # pyright: ignore[reportArgumentType]
-    summary = json.loads((folder(job) / "summary.json").read_text())
-    model = arms.MODELS[job.arm]
+    """Train, read, and write the result.  Raises CalledProcessError."""
+    ended = subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)])
+    if ended.returncode not in (ExitCode.DONE, ExitCode.NOT_FINITE):
+        ended.check_returncode()
+    model, loss = arms.MODELS[job.arm], math.inf  # of a rate at which training does not stay finite
+    if ended.returncode == ExitCode.DONE:
+        loss = json.loads((folder(job) / "summary.json").read_text())["validation"]["nats_word"]
+    begin, tests = time.monotonic(), {}
+    if job.reads and math.isfinite(loss):
+        _, _, params = weights.load(Run(folder(job)), None)  # pyright: ignore[reportArgumentType]
+        reader = Reader(model, params, Bytes(), limit=4)
+        tests = {name: _read(reader, name) for name in job.reads}
+    trained = json.loads((folder(job) / "goodput.json").read_text())["wall"]
     found = {
         "settings": settings(job),
-        "validation": summary["validation"]["nats_word"],
+        "validation": loss,
         "parameters": flops.parameters(model),
         "gflop_an_image": arms.gflop(job.arm),
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "tests": {},
+        "minutes": {"training": round(trained / 60, 1), "reading": round((time.monotonic() - begin) / 60, 1)},
+        "made": f"{datetime.date.today()}, Python {platform.python_version()}, jax {jax.__version__}, one CPU core",
+        "tests": tests,
     }
-    if job.reads:
-        _, _, params = weights.load(kept, None)
-        reader = Reader(model, params, Bytes(), limit=4)
-        found["tests"] = {name: _read(reader, name) for name in source.TESTS}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    _file(job).write_text(json.dumps(found) + "\n")
+    write(epath.Path(_file(job)), (json.dumps(found) + "\n").encode())
 
 
 def _read(reader: Reader, name: str) -> dict[str, Any]:
@@ -271,7 +295,7 @@ def main(words: list[str]) -> None:
     """Of the command line.  Raises InputError."""
     if not words:
         for job in main_jobs() + ablations():
-            print(f"{'done' if _file(job).exists() else '-':5} {job.name}")
+            print(f"{'done' if _file(job).exists() and result(job) else '-':5} {job.name}")
     elif words[0].startswith("{"):
         run(Job(**json.loads(words[0])))
     else:

@@ -123,6 +123,18 @@ class WindowAttention(_Causal):
         o_BMWHD = _where_the_windows_are(q_BMWHD, k_BMWKD, v_BMWKD, none_B0KD, none_B0KD, none_BM2, none_BM)
         return self._merge(o_BMWHD)
 
+    def last(self, x_BMWE: jax.Array, angle_BMWR: jax.Array, last_BM: jax.Array) -> jax.Array:
+        """What the last pixel of each window alone gets: (B, M, 1, E)."""
+        at_BM11 = last_BM[:, :, None, None]
+        q_BM1HD = rotate(
+            linear(jnp.take_along_axis(x_BMWE, at_BM11, axis=2), self.query),
+            jnp.take_along_axis(angle_BMWR, at_BM11, axis=2),
+        )
+        k_BMWKD, v_BMWKD = rotate(linear(x_BMWE, self.key), angle_BMWR), linear(x_BMWE, self.value)
+        seen_BM11W = jnp.arange(x_BMWE.shape[2])[None, None, None, None] <= at_BM11[..., None]
+        attend = jax.vmap(lambda q, k, v, mask: jax.nn.dot_product_attention(q, k, v, mask=mask), 1, 1)
+        return self._merge(attend(q_BM1HD, k_BMWKD, v_BMWKD, seen_BM11W))
+
 
 def _write(into_BCKD: jax.Array, x_B1KD: jax.Array, index: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(into_BCKD, x_B1KD, index, axis=1)

@@ -72,6 +72,12 @@ class Block(nn.Module):
         x_SE = x_SE + checkpoint_name(self.attend(self.attention_norm(x_SE), *context), "attended")
         return split(x_SE + self.mlp(self.mlp_norm(x_SE))), None
 
+    def last(self, x_BMWE: jax.Array, last_BM: jax.Array, *context: Any) -> jax.Array:
+        """The states of the last pixels of windows alone: (B, M, 1, E)."""
+        own_BM1E = jnp.take_along_axis(x_BMWE, last_BM[:, :, None, None], axis=2)
+        own_BM1E = own_BM1E + self.attend.last(self.attention_norm(x_BMWE), *context, last_BM)
+        return own_BM1E + self.mlp(self.mlp_norm(own_BM1E))
+
     def step(self, x_B1E: jax.Array, cache: Any, *context: Any) -> tuple[jax.Array, Any]:
         """One more slot, after those in the cache."""
         return self._cached(self.attend.step, x_B1E, cache, *context)
@@ -96,9 +102,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x_SE: jax.Array, *context: Any) -> jax.Array:
-        kept = jax.checkpoint_policies.save_only_these_names(*_KEPT)
-        policy = kept if self.remat == "attention" else None
-        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False, policy=policy)
+        block = Block if self.remat == "none" else nn.remat(Block, prevent_cse=False, policy=self._policy())
         scanned = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -109,6 +113,24 @@ class Stack(nn.Module):
         )
         x_SE, _ = scanned(self.config, self.dtype, self.attention, name="blocks")(x_SE, *context)
         return x_SE
+
+    def last(self, x_BMWE: jax.Array, last_BM: jax.Array, *context: Any) -> jax.Array:
+        """What `__call__` gives for the last pixel of each window, (B, M, 1, E); the last block sees to them alone."""
+        params = self.variables["params"]["blocks"]
+        block = Block(self.config, self.dtype, self.attention, parent=None)
+
+        def body(x_BMWE: jax.Array, layer: Any) -> Any:
+            return block.apply({"params": layer}, x_BMWE, *context)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, prevent_cse=False, policy=self._policy())
+        x_BMWE, _ = jax.lax.scan(body, x_BMWE, jax.tree.map(lambda leaf: leaf[:-1], params))
+        layer = jax.tree.map(lambda leaf: leaf[-1], params)
+        return block.apply({"params": layer}, x_BMWE, last_BM, *context, method="last")  # pyright: ignore[reportReturnType]
+
+    def _policy(self) -> Any:
+        kept = jax.checkpoint_policies.save_only_these_names(*_KEPT)
+        return kept if self.remat == "attention" else None
 
     def each(self, method: Literal["begin", "step"], x_B1E: jax.Array, caches: Any, *context: Any) -> Any:
         """`step` or `begin` of one block after the other; caches have the leading axis `layers`."""

@@ -40,14 +40,23 @@ class PixelEncoder(nn.Module):
             return line_angles(jnp.broadcast_to(jnp.arange(W), (*shape_BM2.shape[:2], W)), head)
         return pixel_angles(shape_BM2, W, head)
 
-    def __call__(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """→ (states h_BMWE of all pixels; summaries (B, M, E) in the trunk's width).
+    def __call__(
+        self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """→ (states h_BMWE of all pixels, None where words alone are predicted; summaries (B, M, E), of the trunk).
 
         Both hold nothing of meaning where a window is absent.
         """
+        if self.config.objective == "words" and not self.is_initializing():
+            return None, self.summaries(pixel_BMW, shape_BM2, place_BM4)
         h_BMWE = self.stack(self.embed(pixel_BMW), self._angles(shape_BM2))
-        last_BM11 = jnp.maximum(shape_BM2.prod(axis=-1) - 1, 0)[:, :, None, None]
-        return h_BMWE, self.summarise(jnp.take_along_axis(h_BMWE, last_BM11, axis=2)[:, :, 0], place_BM4)
+        last_BM1E = jnp.take_along_axis(h_BMWE, _last(shape_BM2)[:, :, None, None], axis=2)
+        return h_BMWE, self.summarise(last_BM1E[:, :, 0], place_BM4)
+
+    def summaries(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> jax.Array:
+        """The summaries alone, for less."""
+        last_BM1E = self.stack.last(self.embed(pixel_BMW), _last(shape_BM2), self._angles(shape_BM2))
+        return self.summarise(last_BM1E[:, :, 0], place_BM4)
 
     def summarise(self, last_BME: jax.Array, place_BM4: jax.Array) -> jax.Array:
         """States of the last pixels of windows → their summaries."""
@@ -67,3 +76,8 @@ class PixelEncoder(nn.Module):
         angle_B1R = jax.lax.dynamic_slice_in_dim(self._angles(shape_BM2)[:, 0], pixel, 1, axis=1)
         h_B1E, cache = self.stack.each("step", self.embed(colour_B)[:, None], cache, angle_B1R, pixel)
         return h_B1E[:, 0], cache
+
+
+def _last(shape_BM2: jax.Array) -> jax.Array:
+    """The index of the last valid pixel of each window, 0 where it is absent."""
+    return jnp.maximum(shape_BM2.prod(axis=-1) - 1, 0)

@@ -67,7 +67,7 @@ class UnifiedModel(nn.Module):
         first_BME = self.decoder.first(jnp.take_along_axis(y_BSE, before_BM[:, :, None], axis=1))
         if self.config.objective == "reference":
             return y_BSE, first_BME[:, :, None]
-        assert h_BMWE is not None, "patches predict no pixels"
+        assert h_BMWE is not None, "what predicts pixels has their states"
         embed = lambda colour: self.chain.embed(values(colour, self.config))  # noqa: E731
         return y_BSE, self.decoder(rows, h_BMWE, embed, y_BSE, first_BME)
 

@@ -38,9 +38,12 @@ class PatchEncoder(nn.Module):
 
     def __call__(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> tuple[None, jax.Array]:
         """→ (no states of pixels; summaries (B, M, E))."""
+        return None, self.summaries(pixel_BMW, shape_BM2, place_BM4)
+
+    def summaries(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> jax.Array:
+        """The summaries alone."""
         x_BMI = patch(pixel_BMW, shape_BM2, self.config.window).astype(self.dtype)
-        summary_BME = self.norm(linear(nn.gelu(linear(x_BMI, self.up)), self.down))
-        return None, summary_BME + self.place(place_BM4)
+        return self.norm(linear(nn.gelu(linear(x_BMI, self.up)), self.down)) + self.place(place_BM4)
 
 
 def patch(pixel_BMW: jax.Array, shape_BM2: jax.Array, side: int) -> jax.Array:

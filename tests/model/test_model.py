@@ -3,9 +3,10 @@ import dataclasses
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import numpy as jnp
-from models import SMALL, batch, compiled, image, variables
+from models import READING, SMALL, batch, compiled, image, variables
 
 from pixtok import document, fold, likelihood
 from pixtok.config import PRESETS
@@ -183,3 +184,28 @@ def test_recomputing_blocks_changes_nothing():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), gradient("none"), gradient("block")
     )
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "block"])
+def test_where_words_alone_are_predicted_the_trunk_sees_the_same(remat):
+    rows = batch((image(4, 5), "12"), (image(7, 3),), config=SMALL)
+    whole = variables(SMALL, 2.0)
+    part = {name: leaf for name, leaf in whole["params"].items() if name in ("encoder", "trunk", "head")}
+    part["head"] = {"word": part["head"]["word"]}
+    words = UnifiedModel(READING, remat=remat)
+    loss = lambda params: words.apply({"params": params}, rows).slot_BS.sum()  # noqa: E731
+    found, gradient = jax.jit(jax.value_and_grad(loss))(part)
+
+    def same(params: dict) -> jax.Array:
+        head = {**params["head"], "window": whole["params"]["head"]["window"]}
+        everything = {"params": {**whole["params"], **params, "head": head}}
+        y_BSE, _ = UnifiedModel(SMALL).apply(everything, rows, method="states")
+        is_word_BS = (rows.target_BS >= 0) & (rows.target_BS < SMALL.vocab_size)
+        logits_BSV, target_BS = y_BSE @ head["word"], np.where(is_word_BS, rows.target_BS, 0)
+        nats_BS = optax.softmax_cross_entropy_with_integer_labels(logits_BSV, target_BS)
+        return jnp.where(is_word_BS, nats_BS, 0).sum()
+
+    expected, wanted = jax.jit(jax.value_and_grad(same))(part)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-5)
