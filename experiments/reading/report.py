@@ -218,9 +218,8 @@ def beside_table(results: Results) -> list[list[str]]:
 def fold_shares(results: Results, scenes: dict[int, list[source.Scene]]) -> tuple[list[str], np.ndarray]:
     """→ (rows: an arm and its ceiling for each fold factor; share read exactly at each contrast, NaN: not measured)."""
     factors = sorted((*arms.FOLDS, 16))
-    best = np.array([[ceiling.exact(one, factors) for one in scenes[contrast]] for contrast in source.CONTRASTS]).mean(
-        1
-    )
+    of_image = {contrast: [ceiling.exact(one, factors) for one in drawn] for contrast, drawn in scenes.items()}
+    best = np.array([np.mean(of_image[contrast], axis=0) for contrast in source.CONTRASTS])
     names, shares = [], []
     for at, factor in enumerate(factors):
         names.append(f"F = {factor}")
