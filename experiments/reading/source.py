@@ -186,7 +186,12 @@ def pack(scenes: Iterable[Scene], path: Path, texts: bool) -> None:
 
 def _stamp(name: str, count: int, photos: np.ndarray) -> dict[str, Any]:
     """What a set is made from: one made from something else is made anew."""
-    return {"set": name, "images": count, "version": VERSION, "photographs": hashlib.sha256(photos).hexdigest()}
+    return {
+        "set": name,
+        "images": count,
+        "version": VERSION,
+        "photographs": hashlib.sha256(photos.tobytes()).hexdigest(),
+    }
 
 
 def _is_there(file: Path, wanted: dict[str, Any]) -> bool:
