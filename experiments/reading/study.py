@@ -190,10 +190,10 @@ def flags(job: Job) -> list[str]:
 
 
 def run(job: Job) -> None:
-    """Train, read, and write the result.  Raises CalledProcessError."""
+    """Train, read, and write the result.  Exits with the code of training that does not end."""
     ended = subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)])
     if ended.returncode not in (ExitCode.DONE, ExitCode.NOT_FINITE):
-        ended.check_returncode()
+        sys.exit(ended.returncode)
     model, loss = arms.MODELS[job.arm], math.inf  # of a rate at which training does not stay finite
     if ended.returncode == ExitCode.DONE:
         loss = json.loads((folder(job) / "summary.json").read_text())["validation"]["nats_word"]
@@ -259,7 +259,7 @@ def _chains(stage: str) -> list[Iterator[Job]]:
 
 
 def _all(stage: str) -> None:
-    """All jobs of a stage, one on each core.  Raises InputError, CalledProcessError."""
+    """All jobs of a stage, one on each core.  Raises InputError."""
     cores = sorted(os.sched_getaffinity(0))
     free = queue.SimpleQueue[int]()
     for core in cores:
@@ -281,7 +281,9 @@ def _all(stage: str) -> None:
                         json.dumps(dataclasses.asdict(job)),
                     ]
                     with log.open("a") as file:
-                        subprocess.run(command, check=True, stdout=file, stderr=file)
+                        code = subprocess.run(command, stdout=file, stderr=file).returncode
+                    if code:
+                        raise InputError(f"{job.name} ended with exit code {code}, see {log}; run again to go on")
                 print(f"{job.name}: done", flush=True)
         finally:
             free.put(core)
