@@ -270,7 +270,7 @@ def _all(stage: str) -> None:
         try:
             for job in jobs:
                 if result(job) is None:
-                    log = folder(job).with_suffix(".log")
+                    log = Path(f"{folder(job)}.log")  # a rate has a point in it
                     log.parent.mkdir(parents=True, exist_ok=True)
                     command = [
                         "taskset",
