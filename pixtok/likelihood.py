@@ -51,7 +51,7 @@ def counts(rows: Rows, model: Model) -> dict[str, jax.Array]:
 
 def _is_window(target_BS: jax.Array, model: Model) -> jax.Array:
     """Where the target is a window, and predicted."""
-    return (target_BS >= model.vocab_size) & (model.objective != "words")
+    return target_BS >= model.vocab_size if model.objective != "words" else jnp.zeros_like(target_BS, bool)
 
 
 def by_slot(nats: Nats, rows: Rows, model: Model) -> Sums:
