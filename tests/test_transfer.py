@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from models import batch, image
+from models import PATCHES, batch, image
 
 from pixtok import optim, sharding, transfer
 from pixtok.config import FAMILY, Data, Experiment, Mesh, Model, Stream, Train, family
@@ -73,6 +73,13 @@ def test_rates_follow_the_shapes_of_matrices():
     assert found["chain"]["down_0"] == 128 / (2 * 32)
     assert found["trunk"]["embed"]["table"] == 3
     assert {found["encoder"]["embed"]["table"], found["chain"]["table_0"], found["chain"]["table_known_1"]} == {0.5}
+
+
+def test_what_takes_patches_moves_as_tables_of_pixels_do():
+    train = Train(1, 1, warmup_steps=0, pixel_rate=3)
+    found = transfer.rates(program(PATCHES).abstract.params, train)["encoder"]
+    assert found["up"] == 3
+    assert found["down"] == pytest.approx(128 / PATCHES.stem)
 
 
 def test_weight_decay_does_not_follow_the_rate_of_a_matrix():
