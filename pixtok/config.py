@@ -75,8 +75,9 @@ class Model:
     """`upw`: pixel positions are one running index, and the encoder's last norm is stored but not applied.
     `pixtok`: they are row and column, the norm is applied, and summaries know the place of their window.
     `patches`: no pixel has an embedding; a window is one vector of intensities, as in a ViT, for comparison."""
-    stem: int = 768
-    """Hidden width of what makes a summary of a patch."""
+    stem: int = 0
+    """Hidden width of a layer that makes a window's summary of all of it at once, a patch or the embeddings of its
+    pixels. 0: its summary is the state of its last pixel, as in UPW."""
 
 
 @dataclass(frozen=True)
@@ -298,15 +299,22 @@ def validate(experiment: Experiment) -> None:
     _require(model.vocab_size >= 6, "model.vocab_size", "at least 6, the special tokens", model.vocab_size)
     _require(model.window >= 1, "model.window", "at least 1", model.window)
     _require(0 <= model.halo <= model.window, "model.halo", f"from 0 to model.window = {model.window}", model.halo)
-    _require(model.stem >= 1, "model.stem", "at least 1", model.stem)
+    _require(model.stem >= 0, "model.stem", "at least 0", model.stem)
+    _require(model.stem == 0 or model.variant != "upw", "model.stem", "0 for model.variant = upw", model.stem)
     patches = model.variant == "patches"
     if patches:
+        _require(model.stem >= 1, "model.stem", "at least 1 for patches", model.stem)
         _require(model.objective == "words", "model.objective", "words for model.variant = patches", model.objective)
-        _require(model.encoder.layers == 0, "model.encoder.layers", "0 for patches", model.encoder.layers)
+    # With a stem, only what predicts pixels has a use for their states.
+    blocks = model.stem == 0 or model.objective == "full"
+    layers = model.encoder.layers
+    _require(
+        blocks or layers == 0, "model.encoder.layers", f"0 with a stem and model.objective = {model.objective}", layers
+    )
     for name in ("encoder", "trunk", "decoder"):
         stream: Stream = getattr(model, name)
         for size in ("width", "layers", "heads", "kv_heads"):
-            least = 0 if size == "layers" and (name == "decoder" or (name == "encoder" and patches)) else 1
+            least = 0 if size == "layers" and (name == "decoder" or (name == "encoder" and not blocks)) else 1
             _require(getattr(stream, size) >= least, f"model.{name}.{size}", f"at least {least}", getattr(stream, size))
         width, heads, kv_heads = stream.width, stream.heads, stream.kv_heads
         _require(width % heads == 0, f"model.{name}.width", f"a multiple of model.{name}.heads = {heads}", width)

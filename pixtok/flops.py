@@ -16,9 +16,10 @@ from pixtok import fold
 from pixtok.config import Experiment, Model, Stream
 from pixtok.document import Rows
 from pixtok.model.embed import PLACE_SIZE
+from pixtok.model.encoder import CHANNELS
 from pixtok.model.halo import around, offsets
 from pixtok.model.heads import outcomes, parts
-from pixtok.model.patches import inputs
+from pixtok.model.stem import inputs
 
 
 class Entry(NamedTuple):
@@ -134,15 +135,20 @@ def _pixels(model: Model, n: Counts) -> dict[str, Entry]:
     encoder, trunk, factor = model.encoder, model.trunk, model.fold_factor
     table = 3 * fold.levels(factor) if fold.by_channel(factor) else fold.colours(factor) + 1
     weights, token = _block(encoder)
-    own = encoder.layers * (weights + 2 * encoder.width) + encoder.width
+    own = encoder.layers * (weights + 2 * encoder.width)
     whole = _whole(model)
     flops = whole.layers * n.pixels * token + _scores(whole, n.pixel_pairs)
     if whole is not encoder:  # keys and values of all pixels, all else of the last pixels of windows
         keys = 4 * encoder.width * encoder.kv_heads * encoder.head_width
         flops += n.pixels * (keys + 4 * encoder.width) + n.windows * (token - keys)
-    if encoder.width != trunk.width:
-        own += encoder.width * trunk.width
-        flops += 2 * n.windows * encoder.width * trunk.width
+    if model.stem:
+        stem, squeeze = _stem(model, CHANNELS), encoder.width * CHANNELS
+        own += stem + squeeze + trunk.width
+        flops += 2 * n.windows * stem + 2 * n.pixels * squeeze
+    else:
+        summary = encoder.width * trunk.width if encoder.width != trunk.width else 0
+        own += encoder.width + summary
+        flops += 2 * n.windows * summary
     if model.variant == "pixtok":
         own += PLACE_SIZE * trunk.width
         flops += 2 * n.windows * PLACE_SIZE * trunk.width
@@ -160,8 +166,13 @@ def _whole(model: Model) -> Stream:
 def _patches(model: Model, n: Counts) -> dict[str, Entry]:
     """The table of words, and the patch encoder."""
     E = model.trunk.width
-    weights = (inputs(model.window) + E) * model.stem + PLACE_SIZE * E
+    weights = _stem(model, 3) + PLACE_SIZE * E
     return {"embeddings": Entry(model.vocab_size * E, 0), "encoder": Entry(weights + E, 2 * n.windows * weights)}
+
+
+def _stem(model: Model, channels: int) -> int:
+    """Weights of a stem without its norm."""
+    return (inputs(model.window, channels) + model.trunk.width) * model.stem
 
 
 def parameters(model: Model) -> int:

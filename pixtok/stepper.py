@@ -133,7 +133,10 @@ class Stepper:
 
     def end(self, params: Any, caches: Caches, window: Window, last_BE: jax.Array) -> Caches:
         """Put the summary of a window into its slot; `last_BE` is the encoder's state of its last pixel."""
-        summary_B1E = self._net(params).encoder.summarise(last_BE[:, None], window.place_B14)
+        encoder, W = self._net(params).encoder, self.config.window**2
+        colour_BW = jax.lax.dynamic_slice_in_dim(caches.colour_BN, window.number * W, W, axis=1)
+        embedded_B1WE = encoder.embed(colour_BW[:, None])
+        summary_B1E = encoder.summarise(last_BE[:, None], embedded_B1WE, window.shape_B12, window.place_B14)
         return self._slot(params, caches, window.slot, summary_B1E[:, 0])
 
     def part_logits(self, params: Any, part: int, state_BE: jax.Array) -> jax.Array:

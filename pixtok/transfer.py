@@ -10,7 +10,8 @@ of a branch, the matrices that end it start that much smaller and move that much
     the same at the end of a branch      √(4 / L)       r · 128 / n · 4 / L
     norm                                 1              r
     table of words; of pixels            1              r · train.word_rate; r · train.pixel_rate
-    matrix that takes patches            1              r · train.pixel_rate
+    matrix that takes whole windows      1              r · train.pixel_rate
+    table of pixels for that             1              r · train.pixel_rate / 16
 
 `initial` is a factor on what a model starts with otherwise: deviations 1/√n, 1/√(2·L·n) at the end of a branch, and 1/n
 of the unified head.  Widths of heads do not change, so attention's 1/√D stays.  At 128 inputs and 4 blocks a matrix is
@@ -26,6 +27,8 @@ from pixtok.config import Train
 
 _WIDTH, _LAYERS = 128, 4
 _ENDS = ("out", "down")
+_STEADY = 16
+"""A stem reads colours off embeddings: colours that are alike have to stay so while each takes steps of its own."""
 
 
 def _names(path: tuple[Any, ...]) -> list[str]:
@@ -53,9 +56,11 @@ def rates(params: Any, train: Train) -> Any:
         names = _names(path)
         if names[-1].startswith("scale"):
             return 1.0
-        if names == ["encoder", "up"]:  # its inputs do not grow with width
+        if names[-2:] == ["stem", "up"]:  # its inputs do not grow with width
             return train.pixel_rate
         if names[-1].startswith("table"):
+            if names[0] == "encoder" and "stem" in params["encoder"]:
+                return train.pixel_rate / _STEADY
             return train.word_rate if names[0] == "trunk" else train.pixel_rate
         inner = leaf.shape[1:] if "blocks" in names else leaf.shape
         inputs = inner[0] * inner[1] if names[-1] == "out" else inner[0]

@@ -22,6 +22,7 @@ SMALL = Model(
     halo=2,
 )
 
+STEM = dataclasses.replace(SMALL, stem=20)
 READING = dataclasses.replace(SMALL, objective="words")
 PATCHES = dataclasses.replace(READING, variant="patches", stem=20, encoder=dataclasses.replace(SMALL.encoder, layers=0))
 

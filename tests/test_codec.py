@@ -4,7 +4,7 @@ import functools
 import msgpack
 import numpy as np
 import pytest
-from models import SMALL, batch, compiled, image, variables
+from models import SMALL, STEM, batch, compiled, image, variables
 
 from pixtok.codec import Codec, read_header
 from pixtok.errors import InputError
@@ -22,6 +22,7 @@ def codec(config, scale=1.5) -> Codec:
     ("config", "scale"),
     [
         pytest.param(SMALL, 1.5, id="residual"),
+        pytest.param(STEM, 1.5, id="stem"),
         pytest.param(BY_CHANNEL, 1.5, id="by-channel", marks=pytest.mark.slow),
         pytest.param(ONE_LEVEL, 1.5, id="one-level", marks=pytest.mark.slow),
         pytest.param(BY_CHANNEL, 2.0, id="overconfident"),

@@ -61,8 +61,8 @@ def test_a_step_is_three_forward_passes_of_the_batch():
     assert flops.training_step(made) == 3 * 6 * flops.forward(SMALL, flops.full(made))
 
 
-@pytest.mark.parametrize("objective", ["full", "words"])
-def test_the_compiler_counts_the_same(monkeypatch, objective):
+@pytest.mark.parametrize(("objective", "stem"), [("full", 0), ("words", 0), ("words", 48)])
+def test_the_compiler_counts_the_same(monkeypatch, objective, stem):
     # Without loops, whose bodies `cost_analysis` counts once: one block a stack, and likelihoods in one piece.
     monkeypatch.setattr(heads, "chunked", lambda function, chunks, axis, *arrays: function(*arrays))
     pixels, E, S, M, W = 240, 320, 24, 4, 16
@@ -70,7 +70,9 @@ def test_the_compiler_counts_the_same(monkeypatch, objective):
         name: Stream(width=width, layers=1, heads=width // 40, kv_heads=width // 80)
         for name, width in (("encoder", pixels), ("trunk", E), ("decoder", pixels))
     }
-    model = dataclasses.replace(SMALL, objective=objective, window=4, halo=1, **wide)
+    if stem:
+        wide["encoder"] = dataclasses.replace(wide["encoder"], layers=0)
+    model = dataclasses.replace(SMALL, objective=objective, stem=stem, window=4, halo=1, **wide)
     rows = batch(("", image(8, 8)), config=model, slots=S, windows=M)
     variables = nn.unbox(jax.eval_shape(UnifiedModel(model).init, jax.random.key(0), rows))
     compiled.cache_clear()  # of functions that chunk

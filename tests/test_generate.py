@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from models import SMALL, batch, compiled, image, variables
+from models import SMALL, STEM, batch, compiled, image, variables
 
 from pixtok import windows
 from pixtok.errors import InputError
@@ -52,6 +52,7 @@ def greedy_by_recomputation(config, known, mask, text):
         pytest.param(SMALL, id="residual"),
         pytest.param(BY_CHANNEL, id="by-channel", marks=pytest.mark.slow),
         pytest.param(FOLDED, id="folded"),
+        pytest.param(STEM, id="stem"),
         pytest.param(NO_LAYERS, id="no-layers", marks=pytest.mark.slow),
     ],
 )

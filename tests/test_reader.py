@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from models import PATCHES, READING, SMALL, batch, compiled, image, variables
+from models import PATCHES, READING, SMALL, STEM, batch, compiled, image, variables
 
 from pixtok.draw import Draw
 from pixtok.reader import Reader
@@ -32,7 +32,9 @@ def by_recomputation(config, picture, limit: int) -> str:
     return Bytes().decode(words[: (*words, Special.EOS).index(Special.EOS)])
 
 
-@pytest.mark.parametrize("config", [SMALL, READING, PATCHES, UPW], ids=["full", "words", "patches", "upw"])
+@pytest.mark.parametrize(
+    "config", [SMALL, READING, PATCHES, UPW, STEM], ids=["full", "words", "patches", "upw", "stem"]
+)
 def test_reading_is_reading_by_recomputation(config):
     pictures = [image(4, 5, seed) for seed in range(3)]
     expected = [by_recomputation(config, picture, 6) for picture in pictures]

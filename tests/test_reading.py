@@ -64,7 +64,7 @@ def test_photographs_for_tests_are_not_those_for_training(photos):
     assert not {one.tobytes() for one in ours} & {one.tobytes() for one in theirs}
 
 
-@pytest.mark.parametrize("arm", ["vit8", "vit16", "window16", "window4"])
+@pytest.mark.parametrize("arm", ["vit8", "vit16", "window16"])
 def test_parameters_are_matched(arm):
     words = flops.parameters(arms.MODELS["words"])
     assert flops.parameters(arms.MODELS[arm]) == pytest.approx(words, rel=0.05)
@@ -292,7 +292,7 @@ def reads(folder: Path, job: study.Job, smallest: float) -> None:
     [
         ({"words": 8, "vit16": 14, "vit8": 8}, "HOLDS", "HOLDS"),
         ({"words": 14, "vit16": 14, "vit8": 8}, "FAILS", "FAILS"),
-        ({"words": 8, "vit16": 30, "vit8": 30}, "no comparison, vit16-flops reads 0.0%", "no comparison, vit8-flops"),
+        ({"words": 8, "vit16": 30, "vit8": 30}, "no comparison, vit16-flops reads 0.0%", "no comparison, vit8-data"),
         ({"words": 8, "vit8": 8}, "no comparison, not all runs of vit16-data and vit16-flops are there", "HOLDS"),
     ],
 )
@@ -342,7 +342,7 @@ def test_one_seed_decides_nothing(tests_of_eight):
     for job in study.main_jobs():
         if job.seed == 1:
             reads(tests_of_eight, job, 8)
-    assert "not all runs of words-data and vit8-flops are there" in report.second(report.Results(tests_of_eight))
+    assert "not all runs of words-data and vit8-data are there" in report.second(report.Results(tests_of_eight))
 
 
 def small(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from models import PATCHES, batch, image
+from models import PATCHES, STEM, batch, image
 
 from pixtok import optim, sharding, transfer
 from pixtok.config import FAMILY, Data, Experiment, Mesh, Model, Stream, Train, family
@@ -78,8 +78,14 @@ def test_rates_follow_the_shapes_of_matrices():
 def test_what_takes_patches_moves_as_tables_of_pixels_do():
     train = Train(1, 1, warmup_steps=0, pixel_rate=3)
     found = transfer.rates(program(PATCHES).abstract.params, train)["encoder"]
-    assert found["up"] == 3
-    assert found["down"] == pytest.approx(128 / PATCHES.stem)
+    assert found["stem"]["up"] == 3
+    assert found["stem"]["down"] == pytest.approx(128 / PATCHES.stem)
+
+
+def test_colours_that_a_stem_reads_move_slower():
+    found = transfer.rates(program(STEM).abstract.params, Train(1, 1, warmup_steps=0, pixel_rate=4))
+    assert found["encoder"]["embed"]["table"] == 1 / 4
+    assert found["chain"]["table_0"] == found["encoder"]["stem"]["up"] == 4
 
 
 def test_weight_decay_does_not_follow_the_rate_of_a_matrix():

@@ -11,41 +11,49 @@ with other fold factors.
 """
 
 import dataclasses
+from typing import Any, Literal
 
 from pixtok import flops
 from pixtok.config import Checkpoint, Data, Experiment, Model, Stream, Train, family
 from pixtok.errors import InputError
 
-IMAGES = 40_000
+IMAGES = 90_000
 """That arms are trained on, where data are matched; FLOPs are matched to `words` on so many."""
 BATCH = 8
 FOLDS = (1, 2, 4, 8, 32)
 """Other fold factors than that of all arms, 16."""
-_STEMS = {"vit8": (8, 512), "vit16": (16, 160), "vit16f": (16, 768)}
-_WORDS = dataclasses.replace(family(128, window=8), objective="words")
+_STEMS = {"vit8": (8, 1232), "vit16": (16, 448), "vit16f": (16, 768)}
+_LAST = dataclasses.replace(family(128, window=8), objective="words")
+
+
+def _pixels(window: int, stem: int = 1024, objective: Literal["full", "words"] = "words", **changes: Any) -> Model:
+    model = dataclasses.replace(family(128, window=window), stem=stem, objective=objective, **changes)
+    layers = model.encoder.layers if objective == "full" else 0
+    return dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, layers=layers))
 
 
 def _patches(side: int, stem: int) -> Model:
-    none = Stream(_WORDS.trunk.width, 0, 1, 1)
-    return dataclasses.replace(_WORDS, variant="patches", window=side, stem=stem, encoder=none)
+    none = Stream(_LAST.trunk.width, 0, 1, 1)
+    return dataclasses.replace(_LAST, variant="patches", window=side, stem=stem, encoder=none)
 
 
 def _upw() -> Model:
-    trunk, pixels = _WORDS.trunk, _WORDS.encoder
+    trunk, pixels = _LAST.trunk, _LAST.encoder
     wide = Stream(trunk.width, pixels.layers, trunk.heads, trunk.kv_heads)
     changes = {"encoder": wide, "decoder": wide, "window": 16, "objective": "reference", "variant": "upw"}
-    return dataclasses.replace(_WORDS, transfer=False, **changes)
+    return dataclasses.replace(_LAST, transfer=False, **changes)
 
 
 MODELS = {
-    "words": _WORDS,
-    "window16": dataclasses.replace(family(128, window=16), objective="words"),
-    "window4": dataclasses.replace(family(128, window=4), objective="words"),
-    "full": family(128, window=8),
-    "local": dataclasses.replace(family(128, window=8), summaries=False),
+    "words": _pixels(8),
+    "last": _LAST,
+    "window16": _pixels(16, stem=384),
+    "window4": _pixels(4),
+    "full": _pixels(8, objective="full"),
+    "local": _pixels(8, objective="full", summaries=False),
     "upw": _upw(),
     **{name: _patches(*sizes) for name, sizes in _STEMS.items()},
-    **{f"fold{factor}": dataclasses.replace(_WORDS, fold_factor=factor) for factor in FOLDS},
+    **{f"fold{factor}": _pixels(8, fold_factor=factor) for factor in FOLDS},
 }
 
 

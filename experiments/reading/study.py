@@ -70,17 +70,17 @@ class Job:
 
 
 def cells() -> dict[str, tuple[str, int]]:
-    """What is tuned and run: a name, as in `vit8-flops` → (arm, images)."""
+    """What is tuned and run: a name, as in `vit8-data` → (arm, images)."""
     data = {f"{arm}-data": (arm, arms.IMAGES) for arm in ("words", "window16", "vit8", "vit16", "vit16f")}
-    return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit8", "vit16", "full", "upw")}
+    return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit16", "full", "upw")}
 
 
-_SEEDS = {"words-data": 5, "vit16-data": 5, "vit8-flops": 5}
+_COMPARED = ("words-data", "vit16-data", "vit8-data")
 
 
 def seeds(cell: str) -> int:
     """How many: five of what the hypotheses compare, three of all others."""
-    return _SEEDS.get(cell, 3)
+    return 5 if cell in _COMPARED else 3
 
 
 def main_jobs() -> list[Job]:
@@ -98,7 +98,8 @@ def ablations() -> list[Job]:
     """Of one seed each: fold factors, windows, what the pixel decoder sees, and pretraining for few labels."""
     folds, test = ("test", "contrast"), ("test",)
     jobs = [Job(f"fold{f}-1", f"fold{f}", arms.IMAGES, 1, tuned="words-data", reads=folds) for f in arms.FOLDS]
-    jobs += [Job("window4-1", "window4", arms.matched("window4"), 1, tuned="words-data", reads=test)]
+    others = ("window4", "last")
+    jobs += [Job(f"{arm}-1", arm, arms.matched(arm), 1, tuned="words-data", reads=test) for arm in others]
     jobs += [Job("local-1", "local", arms.matched("local"), 1, tuned="full-flops", reads=test)]
     jobs += [Job("pretrained", "full", arms.matched("full"), 1, tuned="full-flops", data="unlabelled")]
     for count in LABELS:

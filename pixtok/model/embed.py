@@ -1,9 +1,13 @@
 """Embeddings of words, of pixels, and of the place of a window in its image."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.nn import initializers
 
 from pixtok import fold
 from pixtok.model.param import embedding, linear, matrix, outer, param
@@ -36,22 +40,49 @@ class PixelEmbed(nn.Module):
     fold_factor: int
     width: int
     dtype: jnp.dtype
+    ramps: bool = False
+    """Begin linear in the levels of channels, for what reads colours off embeddings."""
 
     @nn.compact
     def __call__(self, colour: jax.Array) -> jax.Array:
         factor = self.fold_factor
         if fold.by_channel(factor):
-            return _by_channel(self, fold.split(colour, factor)[0], fold.levels(factor), self.width, self.dtype)
-        shape = (fold.colours(factor) + 1, self.width)
-        table_CE = param(self, "table", shape, ("colour", "pixel_embed"), embedding())
+            return self._by_channel(fold.split(colour, factor)[0])
+        table_CE = self._table(fold.colours(factor) + 1)
         return table_CE[fold.ids(colour, factor)].astype(self.dtype)  # in this order, gradients add up in float32
 
+    def _table(self, rows: int) -> jax.Array:
+        init = ramps(fold.levels(self.fold_factor)) if self.ramps else embedding()
+        return param(self, "table", (rows, self.width), ("colour", "pixel_embed"), init)
 
-def _by_channel(module: nn.Module, value_3: jax.Array, size: int, width: int, dtype: jnp.dtype) -> jax.Array:
-    """Values (…, 3) of three channels → the sum of their rows in one table of 3·size."""
-    table_CE = param(module, "table", (3 * size, width), ("colour", "pixel_embed"), embedding())
-    rows = (table_CE[value_3[..., channel] + channel * size] for channel in range(3))
-    return sum(rows, jnp.zeros((), jnp.float32)).astype(dtype)
+    def _by_channel(self, value_3: jax.Array) -> jax.Array:
+        """Values (…, 3) of three channels → the sum of their rows in one table of 3·levels."""
+        size = fold.levels(self.fold_factor)
+        table_CE = self._table(3 * size)
+        rows = (table_CE[value_3[..., channel] + channel * size] for channel in range(3))
+        return sum(rows, jnp.zeros((), jnp.float32)).astype(self.dtype)
+
+
+def ramps(levels: int) -> initializers.Initializer:
+    """For a table of all colours of three channels of so many levels and of padding, or of 3·`levels` rows to be added.
+
+    A constant and a slope for each channel, normal of standard deviation 0.5 over levels from −1 to 1, and noise of
+    0.03, by which colours may learn to be told apart.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        height = np.linspace(-1, 1, levels)
+        if shape[0] == 3 * levels:
+            known_CK = np.concatenate([np.full((3 * levels, 1), 1 / 3), np.kron(np.eye(3), height[:, None])], axis=1)
+        else:
+            blue, green, red = np.meshgrid(height, height, height, indexing="ij")
+            known_CK = np.stack([np.ones(levels**3), *(channel.ravel() for channel in (red, green, blue))], axis=1)
+            known_CK = np.concatenate([known_CK, np.zeros((1, 4))])
+        slope_KE = 0.5 * jax.random.normal(key, (4, shape[1]), dtype)
+        noise_CE = 0.03 * jax.random.normal(jax.random.fold_in(key, 1), tuple(shape), dtype)
+        return jnp.asarray(known_CK, dtype) @ slope_KE + noise_CE
+
+    return init
 
 
 class PlaceEmbed(nn.Module):

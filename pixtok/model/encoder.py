@@ -9,12 +9,17 @@ from pixtok.model.attention import Cache, WindowAttention, line_angles, pixel_an
 from pixtok.model.block import RMSNorm, Stack
 from pixtok.model.embed import PixelEmbed, PlaceEmbed
 from pixtok.model.param import linear, matrix, param
+from pixtok.model.stem import Stem
+
+CHANNELS = 3
+"""Numbers that a stem is told of each pixel: as many as a colour has."""
 
 
 class PixelEncoder(nn.Module):
     """Causal blocks inside each window; the state of its last valid pixel is the window's summary.
 
-    Padding comes last in a window, so causality alone keeps it unseen.
+    With a stem, that makes the summary, of the embeddings of all pixels.  Padding comes last in a window, so causality
+    alone keeps it unseen.
     """
 
     config: Model
@@ -23,12 +28,17 @@ class PixelEncoder(nn.Module):
 
     def setup(self) -> None:
         config, stream, trunk = self.config, self.config.encoder, self.config.trunk
-        self.embed = PixelEmbed(config.fold_factor, stream.width, self.dtype)
+        self.embed = PixelEmbed(config.fold_factor, stream.width, self.dtype, ramps=config.stem > 0)
         self.stack = Stack(stream, self.dtype, self.remat, WindowAttention)
-        self.norm = RMSNorm(self.dtype)
-        if stream.width != trunk.width:
-            shape, axes = (stream.width, trunk.width), ("pixel_embed", "embed")
-            self.summary = param(self, "summary", shape, axes, matrix(stream.width))
+        if config.stem:
+            shape, axes = (stream.width, CHANNELS), ("pixel_embed", "patch")
+            self.squeeze = param(self, "squeeze", shape, axes, matrix(stream.width))
+            self.stem = Stem(config, self.dtype)
+        else:
+            self.norm = RMSNorm(self.dtype)
+            if stream.width != trunk.width:
+                shape, axes = (stream.width, trunk.width), ("pixel_embed", "embed")
+                self.summary = param(self, "summary", shape, axes, matrix(stream.width))
         if config.variant == "pixtok":
             self.place = PlaceEmbed(trunk.width, self.dtype)
 
@@ -49,17 +59,24 @@ class PixelEncoder(nn.Module):
         """
         if self.config.objective == "words" and not self.is_initializing():
             return None, self.summaries(pixel_BMW, shape_BM2, place_BM4)
-        h_BMWE = self.stack(self.embed(pixel_BMW), self._angles(shape_BM2))
+        x_BMWE = self.embed(pixel_BMW)
+        h_BMWE = self.stack(x_BMWE, self._angles(shape_BM2)) if self.config.encoder.layers else x_BMWE
         last_BM1E = jnp.take_along_axis(h_BMWE, _last(shape_BM2)[:, :, None, None], axis=2)
-        return h_BMWE, self.summarise(last_BM1E[:, :, 0], place_BM4)
+        return h_BMWE, self.summarise(last_BM1E[:, :, 0], x_BMWE, shape_BM2, place_BM4)
 
     def summaries(self, pixel_BMW: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array) -> jax.Array:
         """The summaries alone, for less."""
-        last_BM1E = self.stack.last(self.embed(pixel_BMW), _last(shape_BM2), self._angles(shape_BM2))
-        return self.summarise(last_BM1E[:, :, 0], place_BM4)
+        x_BMWE = self.embed(pixel_BMW)
+        last_BM = _last(shape_BM2)
+        last_BM1E = x_BMWE[:, :, :1] if self.config.stem else self.stack.last(x_BMWE, last_BM, self._angles(shape_BM2))
+        return self.summarise(last_BM1E[:, :, 0], x_BMWE, shape_BM2, place_BM4)
 
-    def summarise(self, last_BME: jax.Array, place_BM4: jax.Array) -> jax.Array:
-        """States of the last pixels of windows → their summaries."""
+    def summarise(
+        self, last_BME: jax.Array, x_BMWE: jax.Array, shape_BM2: jax.Array, place_BM4: jax.Array
+    ) -> jax.Array:
+        """States of the last pixels of windows, or, to a stem, embeddings of all pixels → their summaries."""
+        if self.config.stem:
+            return self.stem(linear(x_BMWE, self.squeeze), shape_BM2) + self.place(place_BM4)
         # UPW stores this norm and never applies it.
         normed_BME = self.norm(last_BME)
         summary_BME = last_BME if self.config.variant == "upw" else normed_BME

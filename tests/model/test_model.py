@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax import numpy as jnp
-from models import READING, SMALL, batch, compiled, image, variables
+from models import SMALL, STEM, batch, compiled, image, variables
 
 from pixtok import document, fold, likelihood
 from pixtok.config import PRESETS
@@ -16,7 +16,9 @@ from pixtok.model.model import UnifiedModel
 
 UPW = dataclasses.replace(SMALL, variant="upw", objective="reference", trunk=dataclasses.replace(SMALL.trunk, width=16))
 BY_CHANNEL = dataclasses.replace(SMALL, fold_factor=2, variant="upw")
-VARIANTS = pytest.mark.parametrize("config", [SMALL, UPW, BY_CHANNEL], ids=["pixtok", "upw", "by-channel"])
+VARIANTS = pytest.mark.parametrize(
+    "config", [SMALL, UPW, BY_CHANNEL, STEM], ids=["pixtok", "upw", "by-channel", "stem"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +125,13 @@ def test_place_tells_images_of_other_shapes_apart():
 
 @pytest.mark.parametrize(
     ("config", "still"),
-    [(SMALL, set()), (UPW, {"params/encoder/norm/scale"}), (dataclasses.replace(SMALL, summaries=False), set())],
-    ids=["pixtok", "upw", "no-summaries"],
+    [
+        (SMALL, set()),
+        (UPW, {"params/encoder/norm/scale"}),
+        (dataclasses.replace(SMALL, summaries=False), set()),
+        (STEM, set()),
+    ],
+    ids=["pixtok", "upw", "no-summaries", "stem"],
 )
 def test_every_parameter_learns(config, still):
     """But for the norm that UPW stores and never applies."""
@@ -172,6 +179,20 @@ def test_gradients_of_a_common_colour_add_up_in_float32():
     assert gradient["params"]["table"][0].tolist() == [4096, 4096]
 
 
+@pytest.mark.parametrize("factor", [32, 2])
+def test_what_a_stem_reads_begins_linear_in_colour(factor):
+    rows = batch((image(3, 3),))
+    config = dataclasses.replace(STEM, fold_factor=factor, encoder=dataclasses.replace(SMALL.encoder, width=64))
+    made = nn.unbox(UnifiedModel(config).init(jax.random.key(0), rows))
+    embed = PixelEmbed(factor, 64, jnp.dtype("float32"), ramps=True)
+    colour = np.random.default_rng(0).integers(0, 256 // factor, (200, 3)) * factor
+    found = embed.apply({"params": made["params"]["encoder"]["embed"]}, fold.pack(colour.astype(np.uint8))[:, None])
+    known = np.concatenate([colour / (256 - factor) * 2 - 1, np.ones((200, 1))], axis=1)
+    slopes, _, _, _ = np.linalg.lstsq(known, np.array(found)[:, 0], rcond=None)
+    assert np.std(np.array(found)[:, 0] - known @ slopes) == pytest.approx(0.03 if factor == 32 else 0.052, rel=0.1)
+    np.testing.assert_allclose(slopes.std(axis=1), 0.5, rtol=0.35)
+
+
 def test_recomputing_blocks_changes_nothing():
     rows = batch(("ab", image(4, 7)))
 
@@ -186,21 +207,21 @@ def test_recomputing_blocks_changes_nothing():
     )
 
 
-@pytest.mark.parametrize("remat", ["none", "attention", "block"])
-def test_where_words_alone_are_predicted_the_trunk_sees_the_same(remat):
-    rows = batch((image(4, 5), "12"), (image(7, 3),), config=SMALL)
-    whole = variables(SMALL, 2.0)
+@pytest.mark.parametrize(("config", "remat"), [(SMALL, "none"), (SMALL, "attention"), (SMALL, "block"), (STEM, "none")])
+def test_where_words_alone_are_predicted_the_trunk_sees_the_same(config, remat):
+    rows = batch((image(4, 5), "12"), (image(7, 3),), config=config)
+    whole = variables(config, 2.0)
     part = {name: leaf for name, leaf in whole["params"].items() if name in ("encoder", "trunk", "head")}
     part["head"] = {"word": part["head"]["word"]}
-    words = UnifiedModel(READING, remat=remat)
+    words = UnifiedModel(dataclasses.replace(config, objective="words"), remat=remat)
     loss = lambda params: words.apply({"params": params}, rows).slot_BS.sum()  # noqa: E731
     found, gradient = jax.jit(jax.value_and_grad(loss))(part)
 
     def same(params: dict) -> jax.Array:
         head = {**params["head"], "window": whole["params"]["head"]["window"]}
         everything = {"params": {**whole["params"], **params, "head": head}}
-        y_BSE, _ = UnifiedModel(SMALL).apply(everything, rows, method="states")
-        is_word_BS = (rows.target_BS >= 0) & (rows.target_BS < SMALL.vocab_size)
+        y_BSE, _ = UnifiedModel(config).apply(everything, rows, method="states")
+        is_word_BS = (rows.target_BS >= 0) & (rows.target_BS < config.vocab_size)
         logits_BSV, target_BS = y_BSE @ head["word"], np.where(is_word_BS, rows.target_BS, 0)
         nats_BS = optax.softmax_cross_entropy_with_integer_labels(logits_BSV, target_BS)
         return jnp.where(is_word_BS, nats_BS, 0).sum()
