@@ -2,9 +2,10 @@
 
 pixtok train experiments/reading/arms.py --arm words --images 40000 --rate 0.001 --seed 1    # study.py does it for all
 
-One trunk (128 wide, 4 blocks), one data set, optimizer, batch and schedule.  `words`: pixels as tokens, windows of 8,
-loss of words alone; `window16` and `window4`: the same with other windows.  `full`: the likelihood of all pixels as
-well; `local`: its pixel decoder does not see the trunk's states of other windows.  `upw`: as the paper has it, pixels
+One trunk (128 wide, 4 blocks), one data set, optimizer, batch and schedule.  `words`: pixels as tokens, a stem over
+the embeddings of each window of 8, loss of words alone; `window16` and `window4`: the same with other windows; `last`:
+the state of the last pixel of a window as its summary, as in UPW.  `full`: the likelihood of all pixels as well;
+`local`: its pixel decoder does not see the trunk's states of other windows.  `upw`: as the paper has it, pixels
 as wide as the trunk, windows of 16, the first pixel of each predicted.  `vit8`, `vit16`, `vit16f`: patches, with as
 many parameters as `words`, and, of the last, with a stem as wide as a patch has numbers.  `fold1` … `fold32`: `words`
 with other fold factors.
