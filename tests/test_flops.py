@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import pytest
-from models import PATCHES, READING, SMALL, batch, compiled, image
+from models import PATCHES, READING, SMALL, STEM, batch, compiled, image
 
 from pixtok import flops, hlo
 from pixtok.config import PRESETS, Data, Experiment, Mesh, Model, Stream, Train
@@ -22,6 +22,8 @@ MODELS = {
     "no blocks": dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, layers=0)),
     "words": READING,
     "patches": PATCHES,
+    "stem": STEM,
+    "stem, words": dataclasses.replace(STEM, objective="words", encoder=dataclasses.replace(STEM.encoder, layers=0)),
     "reference by channel": dataclasses.replace(SMALL, objective="reference", fold_factor=1),
 }
 
