@@ -30,6 +30,7 @@ ORDER = [
     {"model.causal"},
     {"model.embed", "model.attention"},
     {"model.block", "model.halo", "model.chunk"},
+    {"model.stem"},
     {"model.encoder", "model.patches", "model.trunk", "model.decoder", "model.heads"},
     {"model.model"},
     {"likelihood", "sharding", "transfer", "stepper", "flops"},
