@@ -1,6 +1,6 @@
 """What is compared: one trunk, and what looks at pixels for it.
 
-pixtok train experiments/reading/arms.py --arm words --images 40000 --rate 0.001 --seed 1    # study.py does it for all
+pixtok train experiments/reading/arms.py --arm words --images 90000 --rate 0.001 --seed 1    # study.py does it for all
 
 One trunk (128 wide, 4 blocks), one data set, optimizer, batch and schedule.  `words`: pixels as tokens, a stem over
 the embeddings of each window of 8, loss of words alone; `window16` and `window4`: the same with other windows; `last`:
