@@ -15,9 +15,11 @@ import stats
 import study
 from pixtok import cli, flops
 from pixtok.config import validate
+from pixtok.data import images
 from pixtok.data.build import Settings, build
 from pixtok.data.pipeline import Loader
 from pixtok.errors import InputError
+from results import Results
 
 PHOTOS = np.random.default_rng(0).integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
 HEIGHT_K = np.array(source.HEIGHTS, float)
@@ -318,6 +320,12 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert text.startswith(f"# Title\n\n{report._MARKS[0]}\n{said[0]}")
     assert text.endswith(f"{report._MARKS[1]}\n\nrest\n")
     assert "| words | data | 5 |" in text
+    tuned = len(study.RATES) * len(study.cells())
+    assert f", {tuned} of them to choose learning rates," in text
+    pictures = re.findall(r"]\(\.\./results/(.*?)\)", text)
+    assert len(pictures) == 3 + len(set(smallest) & {"words", "vit16", "vit8"})
+    for picture in pictures:
+        assert min(images.read(study.RESULTS.parent / picture).shape[:2]) > 30
 
 
 @pytest.mark.parametrize(
@@ -333,7 +341,7 @@ def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, ver
     for job in study.main_jobs():
         smallest = {"words-data": words, "vit16-data": vit16}.get(job.tuned, 10)
         reads(tests_of_eight, job, smallest)
-    found = report.first(report.Results(tests_of_eight))
+    found = report.first(Results(tests_of_eight))
     assert f": {verdict};" in found
     assert beyond in found
 
@@ -342,7 +350,7 @@ def test_one_seed_decides_nothing(tests_of_eight):
     for job in study.main_jobs():
         if job.seed == 1:
             reads(tests_of_eight, job, 8)
-    assert "not all runs of words-data and vit8-data are there" in report.second(report.Results(tests_of_eight))
+    assert "not all runs of words-data and vit8-data are there" in report.second(Results(tests_of_eight))
 
 
 def small(folder: Path) -> Path:

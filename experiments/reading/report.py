@@ -1,32 +1,28 @@
 """Every table and figure, from the results of all runs: `python experiments/reading/report.py CIFAR`.
 
-Writes experiments/results/reading.html, and what stands between the two marks of experiments/reading/README.md.
+Writes experiments/results/reading.html, the pictures of experiments/results/reading, and what stands between the two
+marks of experiments/reading/README.md.
 `CIFAR` is what source.py was given: the ceiling draws test images again.
 """
 
-import functools
 import html
 import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import arms
 import ceiling
 import source
 import stats
 import study
+from figures import curves, fold_map, fold_shares, mistakes
 from pixtok import flops, fold, page
-from pixtok.data import images
 from pixtok.errors import InputError
-from pixtok.sample import sheet
+from results import HEIGHT_K, Results
 
-HEIGHT_K = np.array(source.HEIGHTS, float)
 GUARD, MARGIN_PX, MARGIN = 0.95, 2.0, 0.02
 """What a baseline must reach at the largest height; margins of the two hypotheses."""
 LEVEL = 0.975
@@ -34,47 +30,8 @@ LEVEL = 0.975
 CEILING = 5
 """One in so many images of `contrast` is what the ceiling is computed of."""
 MISSING = "not measured"
+_COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
-
-
-class Results:
-    """What all runs read, by test set."""
-
-    def __init__(self, folder: Path = study.DATA) -> None:
-        """`folder`: where the test images are."""
-        self._tests = {}
-        for name in source.TESTS:
-            with np.load(folder / f"{name}.npz") as test:
-                self._tests[name] = dict(test)
-
-    def image(self, number: int) -> tuple[np.ndarray, str]:
-        """One of `test`, and what it says."""
-        return self._tests["test"]["image"][number], str(self._tests["test"]["text"][number])
-
-    def results(self, cell: str) -> list[dict[str, Any]]:
-        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name."""
-        jobs = [job for job in study.main_jobs() + study.ablations() if job.name in (cell, f"{cell}-{job.seed}")]
-        return [found for found in map(study.result, jobs) if found is not None]
-
-    def cell(self, name: str, test: str = "test", contrast: int | None = None) -> stats.Cell | None:
-        """What its seeds read of a test, or of the images of one contrast there."""
-        found = [one["tests"][test]["distances"] for one in self.results(name) if test in one["tests"]]
-        if not found:
-            return None
-        test_of = self._tests[test]
-        kept_N = test_of["contrast"] == contrast if contrast else np.full(len(test_of["text"]), True)
-        distance_TN = np.stack([study.decode(one) for one in found])[:, kept_N]
-        return stats.Cell(distance_TN, np.char.str_len(test_of["text"][kept_N]), test_of["height"][kept_N])
-
-    def whole(self, name: str) -> bool:
-        """Whether all seeds of a cell are there."""
-        return len([one for one in self.results(name) if one["tests"]]) == study.seeds(name)
-
-    @functools.cache  # noqa: B019 - one object, as long as the page is made
-    def summary(self, name: str, test: str = "test") -> stats.Summary | None:
-        """The numbers of a cell."""
-        cell = self.cell(name, test)
-        return None if cell is None else stats.summary(cell)
 
 
 def percent(one: stats.Estimate) -> str:
@@ -215,38 +172,6 @@ def beside_table(results: Results) -> list[list[str]]:
     return rows
 
 
-def fold_shares(results: Results, scenes: dict[int, list[source.Scene]]) -> tuple[list[str], np.ndarray]:
-    """→ (rows: an arm and its ceiling for each fold factor; share read exactly at each contrast, NaN: not measured)."""
-    factors = sorted((*arms.FOLDS, 16))
-    of_image = {contrast: [ceiling.exact(one, factors) for one in drawn] for contrast, drawn in scenes.items()}
-    best = np.array([np.mean(of_image[contrast], axis=0) for contrast in source.CONTRASTS])
-    names, shares = [], []
-    for at, factor in enumerate(factors):
-        names.append(f"F = {factor}")
-        cells = [
-            results.cell("words-data" if factor == 16 else f"fold{factor}", "contrast", contrast)
-            for contrast in source.CONTRASTS
-        ]
-        shares.append([np.nan if cell is None else float((cell.distance_TN[0] == 0).mean()) for cell in cells])
-        names.append(f"F = {factor}, ideal reader")
-        shares.append(best[:, at])
-    return names, np.array(shares)
-
-
-def fold_map(names: Sequence[str], share_RC: np.ndarray) -> Figure:
-    """Contrast against fold factor."""
-    figure = Figure(figsize=(7, 5))
-    axes = figure.subplots()
-    axes.imshow(share_RC, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(source.CONTRASTS)), [f"{contrast}" for contrast in source.CONTRASTS])
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("contrast of ink, of 256")
-    for (row, column), share in np.ndenumerate(share_RC):
-        text = "?" if np.isnan(share) else f"{share:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color="black" if share > 0.6 else "white", fontsize=8)
-    return figure
-
-
 def ablation_table(results: Results, scenes: dict[int, list[source.Scene]]) -> list[list[str]]:
     """One seed each, on the test at contrast 64; `words` and `full` likewise."""
     drawn = [one.image() for one in scenes[source.CONTRAST]]
@@ -300,42 +225,22 @@ def labels_table(results: Results) -> list[list[str]]:
     return rows
 
 
-def curves(results: Results, cells: Sequence[str]) -> Figure:
-    """Share read exactly against height, with the function that was fitted."""
-    figure, axes = page.axes("height of a digit, px", "read exactly")
-    colours = matplotlib.colormaps["tab10"]
-    fine = np.geomspace(HEIGHT_K[0], HEIGHT_K[-1], 100)
-    for number, cell in enumerate(cells):
-        summary = results.summary(cell)
-        if summary is None:
-            continue
-        axes.plot(HEIGHT_K, summary.curve_K, "o", ms=4, color=colours(number))
-        axes.plot(fine, stats.curve(fine, stats.fit(HEIGHT_K, summary.curve_K)), color=colours(number), label=cell)
-    axes.axhline(0.9, color="grey", lw=0.8, ls="--")
-    axes.set_ylim(0, 1)
-    axes.legend(fontsize=8)
-    return figure
-
-
-def mistakes(results: Results, cell: str) -> str:
-    """Pictures of what a cell's first seed read wrongly, as HTML."""
-    found = results.results(cell)
-    if not found:
-        return ""
-    wrong = found[0]["tests"]["test"]["wrong"]
-    if not wrong:
-        return f"<p>{cell}: none.</p>"
-    pictures, texts = zip(*(results.image(number) for number, _ in wrong), strict=True)
-    said = ", ".join(f"{text} as {read or 'nothing'}" for text, (_, read) in zip(texts, wrong, strict=True))
-    return page.picture(
-        images.encode(np.asarray(sheet(list(pictures), columns=6))), cell, f"{cell}, row by row: {said}"
-    )
-
-
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """The same table for README.md."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _cost() -> str:
+    """On what, when, and for how long."""
+    runs = [found for job in study.main_jobs() + study.ablations() if (found := study.result(job)) is not None]
+    tuned = [found for cell in study.cells() for found in study.tried(cell).values()]
+    minutes = [sum(one["minutes"].values()) for one in runs + tuned]
+    made = "; ".join(sorted({one["made"] for one in runs + tuned}))
+    count = f"{len(minutes)} runs, {len(tuned)} of them to choose learning rates"
+    return (
+        f"{made}; {count}, in {sum(minutes) / 60:.1f} hours of one core; the longest took {max(minutes):.0f} minutes."
+    )
 
 
 def main(cifar: str, folder: Path = study.DATA) -> None:
@@ -353,32 +258,38 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "Few labels": labels_table(results),
     }
     data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
-    every_result = [one for cell in (*study.cells(), study.GUARD) for one in results.results(cell)]
-    ablated = [one for job in study.ablations() if (one := study.result(job))]
-    made = sorted({one["made"] for one in every_result + ablated})
-    minutes = [sum(one["minutes"].values()) for one in every_result + ablated]
-    cost = "; ".join([*made, f"{len(minutes)} runs in {sum(minutes) / 60:.1f} hours of one core, tuning not counted"])
-    commands = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
+    figures = {
+        "images": (curves(results, data), "After equal images."),
+        "flops": (curves(results, ["words-data", "vit8-data", *matched]), "After equal FLOPs."),
+        "fold": (fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."),
+    }
+    sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
+    cost = _cost()
     body = "".join(
         [
             *(f"<p><strong>{html.escape(text)}</strong></p>" for text in verdicts),
             "<p>See experiments/reading/PROTOCOL.md for what was fixed before.</p><div class='figures'>",
-            page.drawn(curves(results, data), "After equal images."),
-            page.drawn(curves(results, ["words-data", "vit8-data", *matched]), "After equal FLOPs."),
-            page.drawn(
-                fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."
-            ),
+            *(page.drawn(figure, caption) for figure, caption in figures.values()),
             "</div>",
             *(f"<h2>{name}</h2>{page.table(rows)}" for name, rows in tables.items()),
             "<h2>Mistakes</h2>",
-            *(mistakes(results, cell) for cell in ("words-data", "vit16-data", "vit8-data")),
-            f"<h2>How it was made</h2><p>{html.escape(cost)}</p><pre>{html.escape(commands)}</pre>",
+            *(page.picture(png, cell, caption) for cell, (png, caption) in sheets.items()),
+            f"<h2>How it was made</h2><p>{html.escape(cost)}</p><pre>{html.escape(_COMMANDS)}</pre>",
         ]
     )
     study.RESULTS.with_suffix(".html").write_text(page.document("Does it read small text better than patches?", body))
+    for name, (figure, _) in figures.items():
+        figure.savefig(study.RESULTS / f"{name}.png", dpi=100, bbox_inches="tight")
+    for name, (png, _) in sheets.items():
+        (study.RESULTS / f"{name}.png").write_bytes(png)
+    shown = [
+        f"![{name}](../results/reading/{name}.png)\n{caption}" for name, (_, caption) in (figures | sheets).items()
+    ]
     readme = Path(__file__).parent / "README.md"
     before, rest = readme.read_text().split(_MARKS[0])
-    fresh = "\n\n".join([*verdicts, cost, *(f"### {name}\n\n{markdown(rows)}" for name, rows in tables.items())])
+    fresh = "\n\n".join(
+        [*verdicts, *shown, *(f"### {name}\n\n{markdown(rows)}" for name, rows in tables.items()), cost]
+    )
     readme.write_text(f"{before}{_MARKS[0]}\n{fresh}\n{_MARKS[1]}{rest.split(_MARKS[1])[1]}")
     print("\n".join(verdicts))
 

@@ -75,14 +75,14 @@ def cells() -> dict[str, tuple[str, int]]:
     return data | {f"{arm}-flops": (arm, arms.matched(arm)) for arm in ("vit16", "full", "upw")}
 
 
-_COMPARED = ("words-data", "vit16-data", "vit8-data")
+COMPARED = ("words-data", "vit16-data", "vit8-data")
 GUARD = "vit8-long"
 """The run that shows that patches can read this: of twice the images."""
 
 
 def seeds(cell: str) -> int:
     """How many: five of what the hypotheses compare, three of all others."""
-    return 1 if cell == GUARD else 5 if cell in _COMPARED else 3
+    return 1 if cell == GUARD else 5 if cell in COMPARED else 3
 
 
 def main_jobs() -> list[Job]:
@@ -127,26 +127,25 @@ def tuning(cell: str) -> Iterator[Job]:
     """Rates to try, the next one after the results of those before."""
     yield from (_tuning(cell, rate) for rate in RATES)
     while True:
-        losses = tried(cell)
-        best, rates = chosen(cell), sorted(losses)
+        best, rates = chosen(cell), sorted(tried(cell))
         if best not in (rates[0], rates[-1]) or len(rates) >= MOST_RATES:
             return
         yield _tuning(cell, best / 2 if best == rates[0] else best * 2)
 
 
-def tried(cell: str) -> dict[float, float]:
-    """Learning rate → loss on validation."""
+def tried(cell: str) -> dict[float, dict[str, Any]]:
+    """Learning rate → what a run with it gave."""
     rates = [json.loads(file.read_text())["settings"]["rate"] for file in RESULTS.glob(f"tuning-{cell}-*.json")]
     jobs = {rate: _tuning(cell, rate) for rate in sorted(rates)}
-    return {rate: json.loads(_file(job).read_text())["validation"] for rate, job in jobs.items() if result(job)}
+    return {rate: found for rate, job in jobs.items() if (found := result(job)) is not None}
 
 
 def chosen(cell: str) -> float:
     """The learning rate of a cell.  Raises InputError before it is tuned."""
-    losses = tried(cell)
-    if len(losses) < len(RATES):
+    found = tried(cell)
+    if len(found) < len(RATES):
         raise InputError(f"{cell} is not tuned yet: python experiments/reading/study.py tuning")
-    return min(losses, key=losses.__getitem__)
+    return min(found, key=lambda rate: found[rate]["validation"])
 
 
 def settings(job: Job) -> dict[str, Any]:

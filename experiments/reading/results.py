@@ -1,0 +1,53 @@
+"""What all runs read."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import source
+import stats
+import study
+
+HEIGHT_K = np.array(source.HEIGHTS, float)
+
+
+class Results:
+    """What all runs read, by test set."""
+
+    def __init__(self, folder: Path = study.DATA) -> None:
+        """`folder`: where the test images are."""
+        self._tests = {}
+        for name in source.TESTS:
+            with np.load(folder / f"{name}.npz") as test:
+                self._tests[name] = dict(test)
+
+    def image(self, number: int) -> tuple[np.ndarray, str]:
+        """One of `test`, and what it says."""
+        return self._tests["test"]["image"][number], str(self._tests["test"]["text"][number])
+
+    def results(self, cell: str) -> list[dict[str, Any]]:
+        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name."""
+        jobs = [job for job in study.main_jobs() + study.ablations() if job.name in (cell, f"{cell}-{job.seed}")]
+        return [found for found in map(study.result, jobs) if found is not None]
+
+    def cell(self, name: str, test: str = "test", contrast: int | None = None) -> stats.Cell | None:
+        """What its seeds read of a test, or of the images of one contrast there."""
+        found = [one["tests"][test]["distances"] for one in self.results(name) if test in one["tests"]]
+        if not found:
+            return None
+        test_of = self._tests[test]
+        kept_N = test_of["contrast"] == contrast if contrast else np.full(len(test_of["text"]), True)
+        distance_TN = np.stack([study.decode(one) for one in found])[:, kept_N]
+        return stats.Cell(distance_TN, np.char.str_len(test_of["text"][kept_N]), test_of["height"][kept_N])
+
+    def whole(self, name: str) -> bool:
+        """Whether all seeds of a cell are there."""
+        return len([one for one in self.results(name) if one["tests"]]) == study.seeds(name)
+
+    @functools.cache  # noqa: B019 - one object, as long as the page is made
+    def summary(self, name: str, test: str = "test") -> stats.Summary | None:
+        """The numbers of a cell."""
+        cell = self.cell(name, test)
+        return None if cell is None else stats.summary(cell)
