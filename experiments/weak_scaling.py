@@ -6,8 +6,6 @@ The preset `tiny` on rendered words, 4 rows and one CPU core for each process, s
 grows as the machine does.  Loop and bare step take turns to be first; the fastest of ROUNDS of each counts, for what
 else a machine does only adds, and all rounds are kept.  The loop's overhead is what loader, logging, deadlines and the
 agreement on when to stop add.  Results go to results/weak_scaling.jsonl.
-
-Measured 2026-11-28 on 2 cores, STEPS 20, ROUNDS 2: -1.7 % on one process, 1.6 % on two; rounds differ by up to 5 %.
 """
 
 import json
