@@ -109,7 +109,7 @@ def put(job: study.Job, validation: float = 1.0, tests=None) -> None:
 def test_every_run_is_a_command_that_pixtok_takes(results, monkeypatch):
     taken = []
     monkeypatch.setattr("pixtok.train.Trainer", lambda made, run_dir, **how: taken.append((made, run_dir, how["init"])))
-    jobs = {job.arm + job.init: job for job in study.main_jobs() + study.ablations()}
+    jobs = {job.arm + job.init: job for job in study.jobs()}
     assert {job.arm for job in jobs.values()} == set(arms.MODELS)
     for job in jobs.values():
         with pytest.raises(AttributeError):  # nothing is trained
@@ -126,7 +126,7 @@ def test_every_run_is_a_command_that_pixtok_takes(results, monkeypatch):
 
 
 def test_names_of_runs_are_their_own(results):
-    jobs = [*study.main_jobs(), *study.ablations(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
+    jobs = [*study.jobs(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
     assert len({job.name for job in jobs}) == len(jobs)
     assert len({study.folder(job) for job in jobs}) == len(jobs)
     begun = {job.init for job in jobs if job.init}
@@ -302,16 +302,18 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     readme = tests_of_eight / "README.md"
     readme.write_text(f"# Title\n\n{report._MARKS[0]}\nold\n{report._MARKS[1]}\n\nrest\n")
     monkeypatch.setattr(report, "__file__", str(tests_of_eight / "report.py"))
-    for job in study.main_jobs():
+    for job in study.main_jobs() + study.longer():
         if job.arm in smallest:
             reads(tests_of_eight, job, smallest[job.arm])
     report.main(str(photos), tests_of_eight)
     said = capsys.readouterr().out.splitlines()
     assert first in said[0]
     assert second in said[1]
+    assert first.replace("data", "long") in said[2]
+    assert said[3].count("points: 8 × 8, ") == 1
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
-    assert [len(shown), page.count("<svg")] == [2, 3]
+    assert [len(shown), page.count("<svg")] == [4, 4]
     assert first in shown[0]
     assert "data:image/png" in page
     assert report.MISSING in page  # upw, full and all ablations
@@ -323,7 +325,7 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     tuned = len(study.RATES) * len(study.cells())
     assert f", {tuned} of them to choose learning rates," in text
     pictures = re.findall(r"]\(\.\./results/(.*?)\)", text)
-    assert len(pictures) == 3 + len(set(smallest) & {"words", "vit16", "vit8"})
+    assert len(pictures) == 4 + len(set(smallest) & {"words", "vit16", "vit8"})
     for picture in pictures:
         assert min(images.read(study.RESULTS.parent / picture).shape[:2]) > 30
 

@@ -30,6 +30,16 @@ LEVEL = 0.975
 CEILING = 5
 """One in so many images of `contrast` is what the ceiling is computed of."""
 MISSING = "not measured"
+_PAIRS = (
+    ("words-data", "vit8-data", "pixels less patches, windows of 8, parameters, data and FLOPs matched"),
+    ("window16-data", "vit16-data", "pixels less patches, windows of 16, parameters and data matched"),
+    ("words-data", "vit16-data", "windows of 8 less patches of 16, parameters and data matched"),
+    ("words-data", "vit16f-data", "the same, ViT-16 with a full-width stem, data matched"),
+    ("words-data", "vit16-flops", "the same, FLOPs matched"),
+    ("full-flops", "words-data", "likelihood of pixels less words alone, FLOPs matched"),
+    ("upw-flops", "words-data", "UPW less words alone, FLOPs matched"),
+)
+"""Differences that are shown: a cell, one that is taken from it, what that tells."""
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
 
@@ -69,10 +79,11 @@ def _reaches(summary: stats.Summary | None) -> bool:
     return bool(few and max(summary.value_V[at], *summary.seed_TV[:, at]) < HEIGHT_K[-1])
 
 
-def first(results: Results) -> str:
+def first(results: Results, end: str = "data") -> str:
     """H1: the height that `words` reads, against that of ViT-16, after equal images with equal parameters."""
-    what = "H1, pixels read digits at least 2 px smaller than ViT-16 does (parameters and data matched)"
-    ours, theirs = "words-data", "vit16-data"
+    ours, theirs = f"words-{end}", f"vit16-{end}"
+    after = "parameters and data matched" if end == "data" else "the same after more images, see the addendum"
+    what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({after})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "h90", ours, theirs)
@@ -80,7 +91,7 @@ def first(results: Results) -> str:
     known = {cell: _reaches(results.summary(cell)) for cell in (ours, theirs)}
     # What lies beyond the heights counts as the largest: that makes ViT-16 look better than it is, or pixels.
     holds, fails = found.high <= -MARGIN_PX and known[ours], found.low > -MARGIN_PX and known[theirs]
-    said = f"h90 differs by {found.value:+.1f} px ({found.low:+.1f} to {found.high:+.1f})"
+    said = f"h90 differs by {_interval(found)} px"
     beyond = " and ".join(cell for cell, reached in known.items() if not reached)
     said += f"; of {beyond} it may be above {HEIGHT_K[-1]:g} px, so this difference is a bound" if beyond else ""
     return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_value(results, theirs, 'top'):.1%} at 20 px."
@@ -93,10 +104,24 @@ def second(results: Results) -> str:
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "exact", "words-data", "vit8-data")
     assert found is not None
-    said = (
-        f"exact matches differ by {100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    )
-    return f"{what}: {_verdict(found.low > -MARGIN, found.high < -MARGIN)}; {said}."
+    verdict = _verdict(found.low > -MARGIN, found.high < -MARGIN)
+    return f"{what}: {verdict}; exact matches differ by {_interval(found, 100)} points."
+
+
+def alike(results: Results) -> str:
+    """What pixels change where windows are as large as patches."""
+    what = "Windows as large as patches, exact matches of pixels less those of patches, in points"
+    found = {side: _points(results, *pair) for side, pair in {8: _PAIRS[0][:2], 16: _PAIRS[1][:2]}.items()}
+    return f"{what}: {'; '.join(f'{side} × {side}, {said}' for side, said in found.items())}."
+
+
+def _points(results: Results, one: str, other: str) -> str:
+    found = _difference(results, "exact", one, other)
+    return MISSING if found is None else _interval(found, 100)
+
+
+def _interval(found: stats.Estimate, scale: float = 1) -> str:
+    return f"{scale * found.value:+.1f} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
 
 
 def _verdict(holds: bool, fails: bool) -> str:
@@ -121,7 +146,7 @@ def arms_table(results: Results) -> list[list[str]]:
         ]
     ]
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
-    for cell, (arm, count) in study.cells().items():
+    for cell, (arm, count) in (study.cells() | study.LONGER).items():
         found, summary = results.results(cell), results.summary(cell)
         start = [arm, cell.rsplit("-", 1)[1]]
         if summary is None:
@@ -149,26 +174,12 @@ def arms_table(results: Results) -> list[list[str]]:
 
 
 def beside_table(results: Results) -> list[list[str]]:
-    """Differences that the hypotheses leave out."""
-    rows = [["difference", "exact, points", "h90, px"]]
-    for one, other, what in (
-        ("words-data", "vit8-data", "pixels less patches, windows of 8, parameters, data and FLOPs matched"),
-        ("window16-data", "vit16-data", "pixels less patches, windows of 16, parameters and data matched"),
-        ("words-data", "vit16f-data", "pixels less ViT-16 with a full-width stem, data matched"),
-        ("words-data", "vit16-flops", "pixels less ViT-16, FLOPs matched"),
-        ("full-flops", "words-data", "likelihood of pixels less words alone, FLOPs matched"),
-        ("upw-flops", "words-data", "UPW less words alone, FLOPs matched"),
-    ):
-        exact, height = (_difference(results, name, one, other) for name in ("exact", "h90"))
-        rows.append(
-            [
-                f"{one} − {other}: {what}",
-                MISSING
-                if exact is None
-                else f"{100 * exact.value:+.1f} ({100 * exact.low:+.1f} to {100 * exact.high:+.1f})",
-                MISSING if height is None else f"{height.value:+.1f} ({height.low:+.1f} to {height.high:+.1f})",
-            ]
-        )
+    """Differences that the hypotheses leave out.  A height beyond those that were shown counts as the last of them."""
+    rows = [["difference", "exact, points", "h50, px", "h90, px"]]
+    for one, other, what in _PAIRS:
+        heights = (_difference(results, name, one, other) for name in ("h50", "h90"))
+        shown = (MISSING if height is None else _interval(height) for height in heights)
+        rows.append([f"{one} − {other}: {what}", _points(results, one, other), *shown])
     return rows
 
 
@@ -233,7 +244,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def _cost() -> str:
     """On what, when, and for how long."""
-    runs = [found for job in study.main_jobs() + study.ablations() if (found := study.result(job)) is not None]
+    runs = [found for job in study.jobs() if (found := study.result(job)) is not None]
     tuned = [found for cell in study.cells() for found in study.tried(cell).values()]
     minutes = [sum(one["minutes"].values()) for one in runs + tuned]
     made = "; ".join(sorted({one["made"] for one in runs + tuned}))
@@ -249,7 +260,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     _, photos = source.photographs(cifar)
     every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
-    verdicts = [first(results), second(results)]
+    verdicts = [first(results), second(results), first(results, "long"), alike(results)]
     names, shares = fold_shares(results, scenes)
     tables = {
         "Arms": arms_table(results),
@@ -261,6 +272,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     figures = {
         "images": (curves(results, data), "After equal images."),
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), "After equal FLOPs."),
+        "longer": (curves(results, [*study.LONGER, study.GUARD]), "After more images: 150,000, vit8-long 180,000."),
         "fold": (fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}

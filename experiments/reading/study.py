@@ -1,8 +1,8 @@
 """All runs of the study, and what each reads: one file of results for each.
 
-python experiments/reading/source.py CIFAR                     # the data, once
-python experiments/reading/study.py tuning main ablation       # all that is not done, in this order, one on each core
-python experiments/reading/study.py                            # what there is, and what is done
+python experiments/reading/source.py CIFAR                        # the data, once
+python experiments/reading/study.py tuning main longer ablation   # all that is not done, so, one on each core
+python experiments/reading/study.py                               # what there is, and what is done
 
 A run that was interrupted goes on where it was; one whose settings, data or beginning have changed is trained anew.
 Runs are in runs/reading, each with a log; results in experiments/results/reading: commit them as they come.
@@ -78,6 +78,9 @@ def cells() -> dict[str, tuple[str, int]]:
 COMPARED = ("words-data", "vit16-data", "vit8-data")
 GUARD = "vit8-long"
 """The run that shows that patches can read this: of twice the images."""
+LONGER = {"words-long": ("words", 150_000), "vit16-long": ("vit16", 150_000)}
+"""H1 once more, after more images (PROTOCOL.md, addendum), at the learning rates for `arms.IMAGES`."""
+_READS = ("test", "held-out")
 
 
 def seeds(cell: str) -> int:
@@ -87,17 +90,30 @@ def seeds(cell: str) -> int:
 
 def main_jobs() -> list[Job]:
     """The guard, and all arms, each seed of all before the next."""
-    reads = ("test", "held-out")
     return [
         Job(f"{GUARD}-1", "vit8", 2 * arms.IMAGES, 1, tuned="vit8-data", reads=("test",)),
         *(
             Job(
-                f"{cell}-{seed}", arm, images, seed, tuned=cell, reads=(*reads, "contrast") if arm == "words" else reads
+                f"{cell}-{seed}",
+                arm,
+                images,
+                seed,
+                tuned=cell,
+                reads=(*_READS, "contrast") if arm == "words" else _READS,
             )
             for seed in range(1, 1 + max(map(seeds, cells())))
             for cell, (arm, images) in cells().items()
             if seed <= seeds(cell)
         ),
+    ]
+
+
+def longer() -> list[Job]:
+    """Those of the protocol's addendum."""
+    return [
+        Job(f"{cell}-{seed}", arm, images, seed, tuned=f"{arm}-data", reads=_READS)
+        for seed in range(1, 4)
+        for cell, (arm, images) in LONGER.items()
     ]
 
 
@@ -115,6 +131,11 @@ def ablations() -> list[Job]:
         jobs += [Job(f"words-{count}-pretrained", "words", tuned="words-data", init="pretrained", **few)]
         jobs += [Job(f"vit8-{count}", "vit8", tuned="vit8-data", **few)]
     return jobs
+
+
+def jobs() -> list[Job]:
+    """All that count."""
+    return main_jobs() + longer() + ablations()
 
 
 def _tuning(cell: str, rate: float) -> Job:
@@ -258,11 +279,12 @@ def _chains(stage: str) -> list[Iterator[Job]]:
     """Jobs of a stage; those of one chain come one after another."""
     if stage == "tuning":
         return [tuning(cell) for cell in cells()]
-    jobs = {"main": main_jobs, "ablation": ablations}
-    if stage not in jobs:
-        raise InputError(f"a stage is tuning, main or ablation; got {stage}")
-    after = [job for job in jobs[stage]() if job.name == "pretrained" or job.init]
-    return [iter(after), *(iter([job]) for job in jobs[stage]() if job not in after)]
+    stages = {"main": main_jobs, "longer": longer, "ablation": ablations}
+    if stage not in stages:
+        raise InputError(f"a stage is tuning, {', '.join(stages)}; got {stage}")
+    all_jobs = stages[stage]()
+    after = [job for job in all_jobs if job.name == "pretrained" or job.init]
+    return [iter(after), *(iter([job]) for job in all_jobs if job not in after)]
 
 
 def _all(stage: str) -> None:
@@ -303,7 +325,7 @@ def _all(stage: str) -> None:
 def main(words: list[str]) -> None:
     """Of the command line.  Raises InputError."""
     if not words:
-        for job in main_jobs() + ablations():
+        for job in jobs():
             print(f"{'done' if _file(job).exists() and result(job) else '-':5} {job.name}")
     elif words[0].startswith("{"):
         run(Job(**json.loads(words[0])))
