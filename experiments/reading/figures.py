@@ -72,5 +72,5 @@ def fold_map(names: Sequence[str], share_RC: np.ndarray) -> Figure:
     axes.set_xlabel("contrast of ink, of 256")
     for (row, column), share in np.ndenumerate(share_RC):
         text = "?" if np.isnan(share) else f"{share:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color="black" if share > 0.6 else "white", fontsize=8)
+        axes.text(column, row, text, ha="center", va="center", color="white" if share <= 0.6 else "black", fontsize=8)
     return figure

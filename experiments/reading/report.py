@@ -137,7 +137,7 @@ def arms_table(results: Results) -> list[list[str]]:
             "seeds",
             "parameters",
             "images",
-            "PFLOP",
+            "TFLOP",
             "rate",
             "exact",
             "characters wrong",
@@ -146,7 +146,8 @@ def arms_table(results: Results) -> list[list[str]]:
         ]
     ]
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
-    for cell, (arm, count) in (study.cells() | study.LONGER).items():
+    guard = {study.GUARD: ("vit8", 2 * arms.IMAGES)}
+    for cell, (arm, count) in (study.cells() | study.LONGER | guard).items():
         found, summary = results.results(cell), results.summary(cell)
         start = [arm, cell.rsplit("-", 1)[1]]
         if summary is None:
@@ -160,7 +161,7 @@ def arms_table(results: Results) -> list[list[str]]:
                 f"{len(found)}",
                 f"{found[0]['parameters'] / 1e6:.3f} M",
                 f"{count:,}",
-                f"{count * found[0]['gflop_an_image'] / 1e6:.3f}",
+                f"{count * found[0]['gflop_an_image'] / 1e3:.1f}",
                 f"{found[0]['settings']['rate']:g}",
                 percent(numbers["exact"]),
                 percent(numbers["cer"]),
