@@ -146,8 +146,7 @@ def arms_table(results: Results) -> list[list[str]]:
         ]
     ]
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
-    guard = {study.GUARD: ("vit8", 2 * arms.IMAGES)}
-    for cell, (arm, count) in (study.cells() | study.LONGER | guard).items():
+    for cell, (arm, count) in (study.cells() | study.LONGER).items():
         found, summary = results.results(cell), results.summary(cell)
         start = [arm, cell.rsplit("-", 1)[1]]
         if summary is None:
@@ -273,7 +272,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     figures = {
         "images": (curves(results, data), "After equal images."),
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), "After equal FLOPs."),
-        "longer": (curves(results, [*study.LONGER, study.GUARD]), "After more images: 150,000, vit8-long 180,000."),
+        "longer": (curves(results, list(study.LONGER)), "After more images: 150,000, vit8-long 180,000."),
         "fold": (fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
