@@ -109,7 +109,7 @@ def put(job: study.Job, validation: float = 1.0, tests=None) -> None:
 def test_every_run_is_a_command_that_pixtok_takes(results, monkeypatch):
     taken = []
     monkeypatch.setattr("pixtok.train.Trainer", lambda made, run_dir, **how: taken.append((made, run_dir, how["init"])))
-    jobs = {job.arm + job.init: job for job in study.jobs()}
+    jobs = {job.arm + job.init: job for job in study.all_jobs()}
     assert {job.arm for job in jobs.values()} == set(arms.MODELS)
     for job in jobs.values():
         with pytest.raises(AttributeError):  # nothing is trained
@@ -126,7 +126,7 @@ def test_every_run_is_a_command_that_pixtok_takes(results, monkeypatch):
 
 
 def test_names_of_runs_are_their_own(results):
-    jobs = [*study.jobs(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
+    jobs = [*study.all_jobs(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
     assert len({job.name for job in jobs}) == len(jobs)
     assert len({study.folder(job) for job in jobs}) == len(jobs)
     begun = {job.init for job in jobs if job.init}
@@ -311,6 +311,9 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert second in said[1]
     assert first.replace("data", "long") in said[2]
     assert said[3].count("points: 8 × 8, ") == 1
+    assert ("8 × 8, no comparison" in said[3]) == ("no comparison" in second)
+    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[3]) == (second == "HOLDS")
+    assert "16 × 16, no comparison" in said[3]
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
     assert [len(shown), page.count("<svg")] == [4, 4]

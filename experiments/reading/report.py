@@ -29,7 +29,7 @@ LEVEL = 0.975
 """Of the intervals that the two hypotheses are judged by: 95 % for both together."""
 CEILING = 5
 """One in so many images of `contrast` is what the ceiling is computed of."""
-MISSING = "not measured"
+MISSING, NONE = "not measured", "no comparison"
 _PAIRS = (
     ("words-data", "vit8-data", "pixels less patches, windows of 8, parameters, data and FLOPs matched"),
     ("window16-data", "vit16-data", "pixels less patches, windows of 16, parameters and data matched"),
@@ -50,6 +50,9 @@ def percent(one: stats.Estimate) -> str:
 
 
 def _difference(results: Results, name: str, one: str, other: str) -> stats.Estimate | None:
+    """None where the protocol allows no comparison."""
+    if _lacking(results, one, other):
+        return None
     summaries = results.summary(one), results.summary(other)
     if summaries[0] is None or summaries[1] is None:
         return None
@@ -80,9 +83,12 @@ def _reaches(summary: stats.Summary | None) -> bool:
 
 
 def first(results: Results, end: str = "data") -> str:
-    """H1: the height that `words` reads, against that of ViT-16, after equal images with equal parameters."""
+    """H1: the height that `words` reads, against that of ViT-16, after equal images with equal parameters.
+
+    `end`: of the names of cells, `data` or, for the addendum, `long`.
+    """
     ours, theirs = f"words-{end}", f"vit16-{end}"
-    after = "parameters and data matched" if end == "data" else "the same after more images, see the addendum"
+    after = "parameters and data matched" if end == "data" else "matched, after more images: PROTOCOL.md, addendum"
     what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({after})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
@@ -111,13 +117,14 @@ def second(results: Results) -> str:
 def alike(results: Results) -> str:
     """What pixels change where windows are as large as patches."""
     what = "Windows as large as patches, exact matches of pixels less those of patches, in points"
-    found = {side: _points(results, *pair) for side, pair in {8: _PAIRS[0][:2], 16: _PAIRS[1][:2]}.items()}
+    pairs = {8: ("words-data", "vit8-data"), 16: ("window16-data", "vit16-data")}
+    found = {side: _points(results, *pair) for side, pair in pairs.items()}
     return f"{what}: {'; '.join(f'{side} × {side}, {said}' for side, said in found.items())}."
 
 
 def _points(results: Results, one: str, other: str) -> str:
     found = _difference(results, "exact", one, other)
-    return MISSING if found is None else _interval(found, 100)
+    return NONE if found is None else _interval(found, 100)
 
 
 def _interval(found: stats.Estimate, scale: float = 1) -> str:
@@ -148,7 +155,7 @@ def arms_table(results: Results) -> list[list[str]]:
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
     for cell, (arm, count) in (study.cells() | study.LONGER).items():
         found, summary = results.results(cell), results.summary(cell)
-        start = [arm, cell.rsplit("-", 1)[1]]
+        start = [arm, "more images" if cell in study.LONGER else cell.rsplit("-", 1)[1]]
         if summary is None:
             rows.append([*start, "0", *[MISSING] * (len(rows[0]) - 3)])
             continue
@@ -178,7 +185,7 @@ def beside_table(results: Results) -> list[list[str]]:
     rows = [["difference", "exact, points", "h50, px", "h90, px"]]
     for one, other, what in _PAIRS:
         heights = (_difference(results, name, one, other) for name in ("h50", "h90"))
-        shown = (MISSING if height is None else _interval(height) for height in heights)
+        shown = (NONE if height is None else _interval(height) for height in heights)
         rows.append([f"{one} − {other}: {what}", _points(results, one, other), *shown])
     return rows
 
@@ -244,7 +251,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def _cost() -> str:
     """On what, when, and for how long."""
-    runs = [found for job in study.jobs() if (found := study.result(job)) is not None]
+    runs = [found for job in study.all_jobs() if (found := study.result(job)) is not None]
     tuned = [found for cell in study.cells() for found in study.tried(cell).values()]
     minutes = [sum(one["minutes"].values()) for one in runs + tuned]
     made = "; ".join(sorted({one["made"] for one in runs + tuned}))

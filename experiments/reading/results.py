@@ -29,7 +29,7 @@ class Results:
 
     def results(self, cell: str) -> list[dict[str, Any]]:
         """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name."""
-        jobs = [job for job in study.jobs() if job.name in (cell, f"{cell}-{job.seed}")]
+        jobs = [job for job in study.all_jobs() if job.name in (cell, f"{cell}-{job.seed}")]
         return [found for found in map(study.result, jobs) if found is not None]
 
     def cell(self, name: str, test: str = "test", contrast: int | None = None) -> stats.Cell | None:

@@ -135,7 +135,7 @@ def ablations() -> list[Job]:
     return jobs
 
 
-def jobs() -> list[Job]:
+def all_jobs() -> list[Job]:
     """All that count."""
     return main_jobs() + longer() + ablations()
 
@@ -284,9 +284,9 @@ def _chains(stage: str) -> list[Iterator[Job]]:
     stages = {"main": main_jobs, "longer": longer, "ablation": ablations}
     if stage not in stages:
         raise InputError(f"a stage is tuning, {', '.join(stages)}; got {stage}")
-    all_jobs = stages[stage]()
-    after = [job for job in all_jobs if job.name == "pretrained" or job.init]
-    return [iter(after), *(iter([job]) for job in all_jobs if job not in after)]
+    ours = stages[stage]()
+    after = [job for job in ours if job.name == "pretrained" or job.init]
+    return [iter(after), *(iter([job]) for job in ours if job not in after)]
 
 
 def _all(stage: str) -> None:
@@ -327,7 +327,7 @@ def _all(stage: str) -> None:
 def main(words: list[str]) -> None:
     """Of the command line.  Raises InputError."""
     if not words:
-        for job in jobs():
+        for job in all_jobs():
             print(f"{'done' if _file(job).exists() and result(job) else '-':5} {job.name}")
     elif words[0].startswith("{"):
         run(Job(**json.loads(words[0])))
