@@ -289,8 +289,8 @@ def _chains(stage: str) -> list[Iterator[Job]]:
     return [iter(after), *(iter([job]) for job in ours if job not in after)]
 
 
-def _all(stage: str) -> None:
-    """All jobs of a stage, one on each core.  Raises InputError."""
+def _all(chains: list[Iterator[Job]]) -> None:
+    """All their jobs, one on each core.  Raises InputError."""
     cores = sorted(os.sched_getaffinity(0))
     free = queue.SimpleQueue[int]()
     for core in cores:
@@ -320,7 +320,7 @@ def _all(stage: str) -> None:
             free.put(core)
 
     with ThreadPoolExecutor(len(cores)) as pool:
-        for _ in pool.map(one, _chains(stage)):
+        for _ in pool.map(one, chains):
             pass
 
 
@@ -332,8 +332,9 @@ def main(words: list[str]) -> None:
     elif words[0].startswith("{"):
         run(Job(**json.loads(words[0])))
     else:
-        for stage in words:
-            _all(stage)
+        stages = {stage: _chains(stage) for stage in words}
+        _all(stages.pop("tuning", []))  # what the others take their learning rates from
+        _all([chain for chains in stages.values() for chain in chains])
 
 
 if __name__ == "__main__":
