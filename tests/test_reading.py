@@ -310,13 +310,15 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert first in said[0]
     assert second in said[1]
     assert first.replace("data", "long") in said[2]
-    assert said[3].count("points: 8 × 8, ") == 1
-    assert ("8 × 8, no comparison" in said[3]) == ("no comparison" in second)
-    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[3]) == (second == "HOLDS")
-    assert "16 × 16, no comparison" in said[3]
+    assert second in said[3]
+    assert "second addendum" in said[3]
+    assert said[4].count("points: 8 × 8, ") == 1
+    assert ("8 × 8, no comparison" in said[4]) == ("no comparison" in second)
+    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[4]) == (second == "HOLDS")
+    assert "16 × 16, no comparison" in said[4]
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
-    assert [len(shown), page.count("<svg")] == [4, 4]
+    assert [len(shown), page.count("<svg")] == [5, 4]
     assert first in shown[0]
     assert "data:image/png" in page
     assert report.MISSING in page  # upw, full and all ablations

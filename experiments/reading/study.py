@@ -78,8 +78,13 @@ def cells() -> dict[str, tuple[str, int]]:
 COMPARED = ("words-data", "vit16-data", "vit8-data")
 GUARD = "vit8-long"
 """The run that shows that patches can read this."""
-LONGER = {GUARD: ("vit8", 2 * arms.IMAGES), "words-long": ("words", 150_000), "vit16-long": ("vit16", 150_000)}
-"""More images, at the learning rates for `arms.IMAGES`: the guard, and H1 once more (PROTOCOL.md, addendum)."""
+LONGER = {
+    GUARD: ("vit8", 2 * arms.IMAGES),
+    "words-long": ("words", 150_000),
+    "vit8-150000": ("vit8", 150_000),
+    "vit16-long": ("vit16", 150_000),
+}
+"""More images, at the learning rates for `arms.IMAGES`: the guard, and H1 and H2 again (PROTOCOL.md, addenda)."""
 _READS = ("test", "held-out")
 
 
@@ -110,7 +115,7 @@ def main_jobs() -> list[Job]:
 
 
 def longer() -> list[Job]:
-    """Those of the protocol's addendum, long ones first: no core waits for one at the end."""
+    """Those of the protocol's addenda, long ones first: no core waits for one at the end."""
     return [
         Job(f"{cell}-{seed}", arm, images, seed, tuned=f"{arm}-data", reads=_READS)
         for cell, (arm, images) in LONGER.items()
