@@ -1,5 +1,6 @@
 """The reading experiment: its images, its arms, its runs, its statistics, its page."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -131,6 +132,20 @@ def test_names_of_runs_are_their_own(results):
     assert len({study.folder(job) for job in jobs}) == len(jobs)
     begun = {job.init for job in jobs if job.init}
     assert begun <= {job.name for job in jobs}
+
+
+def test_tuning_comes_before_all_other_stages_and_a_wrong_stage_before_any(monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        study, "_all", lambda chains: ran.append([job.name for chain in chains for job in itertools.islice(chain, 1)])
+    )
+    study.main(["ablation", "tuning", "main"])
+    tuning, others = ran
+    assert tuning == [study._tuning(cell, study.RATES[0]).name for cell in study.cells()]
+    assert {"pretrained", "words-data-1"} <= set(others)
+    with pytest.raises(InputError, match="a stage is tuning, main"):
+        study.main(["main", "longest"])
+    assert len(ran) == 2
 
 
 def test_a_rate_at_an_end_is_followed(results):
