@@ -397,7 +397,8 @@ def _init_run(run: Run, experiment: Experiment) -> Run:
     """Another run of the same model, or of one that predicts pixels as well, with a checkpoint.  Raises InputError."""
     theirs, ours = dict(flatten(run.experiment.model)), dict(flatten(experiment.model))
     for name, value in ours.items():
-        if theirs[name] != value and (name, value) != ("objective", "words"):
+        # Words alone want less: neither the pixel decoder nor, with a stem, the encoder's blocks.
+        if theirs[name] != value and (name, value) not in (("objective", "words"), ("encoder.layers", 0)):
             raise InputError(
                 f"{run.path} has model.{name} = {theirs[name]}, and this experiment has {value}: set --model.{name} "
                 f"{theirs[name]} to begin with its weights"

@@ -148,6 +148,16 @@ def test_tuning_comes_before_all_other_stages_and_a_wrong_stage_before_any(monke
     assert len(ran) == 2
 
 
+def test_a_run_that_fails_stops_none_but_those_after_it(results, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "bad.py"))
+    (tmp_path / "bad.py").write_text("import sys, json; sys.exit(json.loads(sys.argv[1])['name'] == 'pretrained')")
+    with pytest.raises(InputError, match=r"^pretrained ended with exit code 1, see .*; run again to go on$"):
+        study._all(study._chains("ablation"))
+    ran = {file.name.rsplit("-", 1)[0] for file in study.RUNS.glob("*.log")}
+    assert ran == {job.name for job in study.ablations() if not job.init}
+
+
 def test_a_rate_at_an_end_is_followed(results):
     (cell, *_) = study.cells()
     for rate in study.RATES:

@@ -217,6 +217,17 @@ def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path
     capsys.readouterr()
 
 
+def test_words_alone_begin_with_a_model_that_has_blocks_under_its_stem(experiment, tmp_path, capsys):
+    both, words = tmp_path / "both", tmp_path / "words"
+    command = ["train", str(experiment), "--model.stem", "8", "--train.steps", "3"]
+    cli.run([*command, "--run_dir", str(both)])
+    alone = ["--model.objective", "words", "--model.encoder.layers", "0"]
+    cli.run([*command, *alone, "--run_dir", str(words), "--init", str(both)])
+    assert lines(words)[0]["nats_word"] == pytest.approx(lines(both)[-1]["nats_word"], rel=5e-3)  # bfloat16
+    assert lines(words)[0]["nats_word"] != pytest.approx(lines(both)[0]["nats_word"], rel=5e-3)
+    capsys.readouterr()
+
+
 def test_eval_scores_a_run(experiment, finished, dataset, photos, tmp_path, capsys):
     def evaluate(*args) -> dict:
         cli.run(["eval", str(finished), *map(str, args)])

@@ -295,13 +295,13 @@ def _chains(stage: str) -> list[Iterator[Job]]:
 
 
 def _all(chains: list[Iterator[Job]]) -> None:
-    """All their jobs, one on each core.  Raises InputError."""
+    """All their jobs, one on each core.  A run that fails ends its chain alone; raises InputError then."""
     cores = sorted(os.sched_getaffinity(0))
     free = queue.SimpleQueue[int]()
     for core in cores:
         free.put(core)
 
-    def one(jobs: Iterator[Job]) -> None:
+    def one(jobs: Iterator[Job]) -> str:
         core = free.get()
         try:
             for job in jobs:
@@ -319,14 +319,16 @@ def _all(chains: list[Iterator[Job]]) -> None:
                     with log.open("a") as file:
                         code = subprocess.run(command, stdout=file, stderr=file).returncode
                     if code:
-                        raise InputError(f"{job.name} ended with exit code {code}, see {log}; run again to go on")
+                        return f"{job.name} ended with exit code {code}, see {log}"
                 print(f"{job.name}: done", flush=True)
+            return ""
         finally:
             free.put(core)
 
     with ThreadPoolExecutor(len(cores)) as pool:
-        for _ in pool.map(one, chains):
-            pass
+        failed = [said for said in pool.map(one, chains) if said]
+    if failed:
+        raise InputError(f"{'; '.join(failed)}; run again to go on")
 
 
 def main(words: list[str]) -> None:
