@@ -361,21 +361,37 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
 
 
 @pytest.mark.parametrize(
-    ("words", "vit16", "verdict", "beyond"),
+    ("words", "vit16", "verdict", "beyond", "shown"),
     [
-        (8, 30, "HOLDS", "of vit16-data it may be above 20 px"),
-        (30, 8, "FAILS", "of words-data it may be above 20 px"),
-        (20, 30, "UNDECIDED", "above 20 px"),
-        (30, 30, "UNDECIDED", "of words-data and vit16-data it may be above 20 px"),
+        (
+            8,
+            30,
+            "HOLDS",
+            "of vit16-data it may be above 20 px, so this difference is a bound",
+            r"-1[\d.]+ \(.*, a bound",
+        ),
+        (
+            30,
+            8,
+            "FAILS",
+            "of words-data it may be above 20 px, so this difference is a bound",
+            r"\+1[\d.]+ \(.*, a bound",
+        ),
+        (20, 30, "UNDECIDED", "above 20 px", r"-.*, a bound|both > 20"),
+        (30, 30, "UNDECIDED", "of words-data and vit16-data it may be above 20 px, which tells nothing", "both > 20"),
     ],
 )
-def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, verdict, beyond, tests_of_eight):
+def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, verdict, beyond, shown, tests_of_eight):
     for job in study.main_jobs():
         smallest = {"words-data": words, "vit16-data": vit16}.get(job.tuned, 10)
         reads(tests_of_eight, job, smallest)
     found = report.first(Results(tests_of_eight))
     assert f": {verdict};" in found
     assert beyond in found
+    (row,) = [
+        row for row in report.beside_table(Results(tests_of_eight)) if row[0].startswith("words-data − vit16-data")
+    ]
+    assert re.fullmatch(shown, row[-1])
 
 
 def test_one_seed_decides_nothing(tests_of_eight):

@@ -17,7 +17,7 @@ from results import HEIGHT_K, Results
 
 
 def curves(results: Results, cells: Sequence[str]) -> Figure:
-    """Share read exactly against height, with the function that was fitted."""
+    """Share read exactly against height, with 95 % intervals and the function that was fitted."""
     figure, axes = page.axes("height of a digit, px", "read exactly")
     colours = matplotlib.colormaps["tab10"]
     fine = np.geomspace(HEIGHT_K[0], HEIGHT_K[-1], 100)
@@ -25,8 +25,10 @@ def curves(results: Results, cells: Sequence[str]) -> Figure:
         summary = results.summary(cell)
         if summary is None:
             continue
-        axes.plot(HEIGHT_K, summary.curve_K, "o", ms=4, color=colours(number))
-        axes.plot(fine, stats.curve(fine, stats.fit(HEIGHT_K, summary.curve_K)), color=colours(number), label=cell)
+        shares = [stats.estimate(summary, at) for at in range(len(HEIGHT_K))]
+        ends = np.array([[one.value - one.low, one.high - one.value] for one in shares]).T
+        axes.errorbar(HEIGHT_K, summary.curve, ends, fmt="o", ms=4, lw=1, alpha=0.7, color=colours(number))
+        axes.plot(fine, stats.curve(fine, stats.fit(HEIGHT_K, summary.curve)), color=colours(number), label=cell)
     axes.axhline(0.9, color="grey", lw=0.8, ls="--")
     axes.set_ylim(0, 1)
     axes.legend(fontsize=8)

@@ -41,12 +41,13 @@ _PAIRS = (
 )
 """Differences that are shown: a cell, one that is taken from it, what that tells."""
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
+_BARS = "bars: 95 % intervals, over images alone where there is one seed"
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
 
 
 def percent(one: stats.Estimate) -> str:
-    """50.0 % (48.1 to 51.9)."""
-    return f"{100 * one.value:.1f} % ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    """50.0 % (48.1 to 51.9); no share is below 0."""
+    return f"{100 * one.value:.1f} % ({100 * max(0, one.low):.1f} to {100 * one.high:.1f})"
 
 
 def _difference(results: Results, name: str, one: str, other: str) -> stats.Estimate | None:
@@ -59,17 +60,18 @@ def _difference(results: Results, name: str, one: str, other: str) -> stats.Esti
     return stats.estimate(summaries[0], name, summaries[1], LEVEL)
 
 
-def _value(results: Results, cell: str, name: str) -> float:
+def _top(results: Results, cell: str) -> float:
+    """Share that is read exactly of the largest digits."""
     found = results.summary(cell)
     assert found is not None
-    return float(found.value_V[stats.NAMES.index(name)])
+    return float(found.curve[-1])
 
 
 def _lacking(results: Results, *cells: str) -> str:
     """Why no comparison is made: runs are missing, or no ViT reads; empty where it is made."""
     if missing := [cell for cell in (*cells, study.GUARD) if not results.whole(cell)]:
         return f"not all runs of {' and '.join(missing)} are there"
-    top = _value(results, study.GUARD, "top")
+    top = _top(results, study.GUARD)
     least = f"a baseline must read {GUARD:.0%}"
     return "" if top >= GUARD else f"{study.GUARD} reads {top:.1%} of the largest digits exactly, and {least}"
 
@@ -98,9 +100,11 @@ def first(results: Results, end: str = "data") -> str:
     # What lies beyond the heights counts as the largest: that makes ViT-16 look better than it is, or pixels.
     holds, fails = found.high <= -MARGIN_PX and known[ours], found.low > -MARGIN_PX and known[theirs]
     said = f"h90 differs by {_interval(found)} px"
-    beyond = " and ".join(cell for cell, reached in known.items() if not reached)
-    said += f"; of {beyond} it may be above {HEIGHT_K[-1]:g} px, so this difference is a bound" if beyond else ""
-    return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_value(results, theirs, 'top'):.1%} at 20 px."
+    beyond = [cell for cell, reached in known.items() if not reached]
+    if beyond:
+        tells = "so this difference is a bound" if len(beyond) == 1 else "which tells nothing of the difference"
+        said += f"; of {' and '.join(beyond)} it may be above {HEIGHT_K[-1]:g} px, {tells}"
+    return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_top(results, theirs):.1%} at 20 px."
 
 
 def second(results: Results, ours: str = "words-data", theirs: str = "vit8-data") -> str:
@@ -174,7 +178,7 @@ def arms_table(results: Results) -> list[list[str]]:
                 percent(numbers["cer"]),
                 stats.bound(numbers["h50"], HEIGHT_K),
                 stats.bound(numbers["h90"], HEIGHT_K),
-                percent(numbers["top"]),
+                percent(stats.estimate(summary, -1)),
                 MISSING if held_out is None else percent(stats.estimate(held_out, "exact")),
             ]
         )
@@ -182,13 +186,23 @@ def arms_table(results: Results) -> list[list[str]]:
 
 
 def beside_table(results: Results) -> list[list[str]]:
-    """Differences that the hypotheses leave out.  A height beyond those that were shown counts as the last of them."""
+    """Differences that the hypotheses leave out."""
     rows = [["difference", "exact, points", "h50, px", "h90, px"]]
     for one, other, what in _PAIRS:
-        heights = (_difference(results, name, one, other) for name in ("h50", "h90"))
-        shown = (NONE if height is None else _interval(height) for height in heights)
-        rows.append([f"{one} − {other}: {what}", _points(results, one, other), *shown])
+        heights = (_pixels(results, name, one, other) for name in ("h50", "h90"))
+        rows.append([f"{one} − {other}: {what}", _points(results, one, other), *heights])
     return rows
+
+
+def _pixels(results: Results, name: str, one: str, other: str) -> str:
+    """A difference of heights; one beyond those that were shown counts as the last of them."""
+    found, last = _difference(results, name, one, other), HEIGHT_K[-1]
+    if found is None:
+        return NONE
+    values = [summary.value_V[stats.NAMES.index(name)] for cell in (one, other) if (summary := results.summary(cell))]
+    if min(values) >= last:
+        return f"both > {last:g}"
+    return _interval(found) + (", a bound" if max(values) >= last else "")
 
 
 def ablation_table(results: Results, scenes: dict[int, list[source.Scene]]) -> list[list[str]]:
@@ -229,7 +243,6 @@ def _fold(factor: int) -> str:
 def labels_table(results: Results) -> list[list[str]]:
     """Few labels, with and without pretraining on images alone."""
     rows = [["labelled images", *(f"{count:,}" for count in study.LABELS), "labels for 90 % at 20 px"]]
-    top = stats.NAMES.index("top")
     for end, arm, what in (
         ("", "words", "pixels, from the start"),
         ("-pretrained", "words", "pixels, pretrained on images without text"),
@@ -237,11 +250,21 @@ def labels_table(results: Results) -> list[list[str]]:
     ):
         summaries = [results.summary(f"{arm}-{count}{end}") for count in study.LABELS]
         shown = [MISSING if one is None else percent(stats.estimate(one, "exact")) for one in summaries]
-        known = [(n, one.value_V[top]) for n, one in zip(study.LABELS, summaries, strict=True) if one is not None]
+        known = [(n, one.curve[-1]) for n, one in zip(study.LABELS, summaries, strict=True) if one is not None]
         enough = [f"{n:,}" for n, share in known if share >= 0.9]
         last = enough[0] if enough else f"> {study.LABELS[-1]:,}" if len(known) == len(study.LABELS) else MISSING
         rows.append([what, *shown, last])
     return rows
+
+
+def _one_seed(results: Results) -> str:
+    """What a difference between single runs is worth."""
+    summary = results.summary("words-data")
+    if summary is None:
+        return "One seed each."
+    exact_T = 100 * summary.seed_TV[:, stats.NAMES.index("exact")]
+    spread = f"those of {len(exact_T)} seeds of words lie between {exact_T.min():.1f} and {exact_T.max():.1f} % exact"
+    return f"One seed each, with intervals over images alone: {spread}, so that lesser differences tell little."
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -277,11 +300,17 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "Ablations": ablation_table(results, scenes),
         "Few labels": labels_table(results),
     }
+    notes = {
+        "Arms": "Intervals of 95 %, over images and seeds.",
+        "Beside the hypotheses": f"Intervals of {LEVEL:.1%}, over images and seeds.",
+        "Ablations": _one_seed(results),
+        "Few labels": _one_seed(results),
+    }
     data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
     figures = {
-        "images": (curves(results, data), "After equal images."),
-        "flops": (curves(results, ["words-data", "vit8-data", *matched]), "After equal FLOPs."),
-        "longer": (curves(results, list(study.LONGER)), "After more images: 150,000, vit8-long 180,000."),
+        "images": (curves(results, data), f"After equal images; {_BARS}."),
+        "flops": (curves(results, ["words-data", "vit8-data", *matched]), f"After equal FLOPs; {_BARS}."),
+        "longer": (curves(results, list(study.LONGER)), f"After more images: 150,000, vit8-long 180,000; {_BARS}."),
         "fold": (fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
@@ -292,7 +321,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
             "<p>See experiments/reading/PROTOCOL.md for what was fixed before.</p><div class='figures'>",
             *(page.drawn(figure, caption) for figure, caption in figures.values()),
             "</div>",
-            *(f"<h2>{name}</h2>{page.table(rows)}" for name, rows in tables.items()),
+            *(f"<h2>{name}</h2><p>{notes[name]}</p>{page.table(rows)}" for name, rows in tables.items()),
             "<h2>Mistakes</h2>",
             *(page.picture(png, cell, caption) for cell, (png, caption) in sheets.items()),
             f"<h2>How it was made</h2><p>{html.escape(cost)}</p><pre>{html.escape(_COMMANDS)}</pre>",
@@ -309,7 +338,12 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     readme = Path(__file__).parent / "README.md"
     before, rest = readme.read_text().split(_MARKS[0])
     fresh = "\n\n".join(
-        [*verdicts, *shown, *(f"### {name}\n\n{markdown(rows)}" for name, rows in tables.items()), cost]
+        [
+            *verdicts,
+            *shown,
+            *(f"### {name}\n\n{notes[name]}\n\n{markdown(rows)}" for name, rows in tables.items()),
+            cost,
+        ]
     )
     readme.write_text(f"{before}{_MARKS[0]}\n{fresh}\n{_MARKS[1]}{rest.split(_MARKS[1])[1]}")
     print("\n".join(verdicts))

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import optimize, stats
 
 DRAWS = 400
-NAMES = ("exact", "cer", "h50", "h90", "top")
-"""Share of images read exactly; wrong characters for each that is there; two heights; share read at the largest."""
+NAMES = ("exact", "cer", "h50", "h90")
+"""Share of images read exactly; wrong characters for each that is there; two heights."""
 
 
 class Cell(NamedTuple):
@@ -31,15 +31,18 @@ class Cell(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The V numbers of `NAMES`."""
+    """V = 4 + K numbers: those of `NAMES`, then the share of images read exactly at each of K heights."""
 
     value_V: np.ndarray
     """Of all seeds together."""
     seed_TV: np.ndarray
     draw_DV: np.ndarray
     """Of resampled images; the same images in all summaries of one test."""
-    curve_K: np.ndarray
-    """Share of images read exactly, at each height."""
+
+    @property
+    def curve(self) -> np.ndarray:
+        """Share of images read exactly, at each height."""
+        return self.value_V[len(NAMES) :]
 
 
 class Estimate(NamedTuple):
@@ -83,7 +86,7 @@ def threshold(height_K: np.ndarray, law: tuple[float, float, float], level: floa
 def _numbers(height_K: np.ndarray, right_K: np.ndarray, wrong: float, length: float) -> np.ndarray:
     law = fit(height_K, right_K)
     heights = [threshold(height_K, law, level) for level in (0.5, 0.9)]
-    return np.array([right_K.mean(), wrong / length, *heights, right_K[-1]])
+    return np.array([right_K.mean(), wrong / length, *heights, *right_K])
 
 
 def summary(cell: Cell, draws: int | None = None) -> Summary:
@@ -106,12 +109,15 @@ def summary(cell: Cell, draws: int | None = None) -> Summary:
             _numbers(height_K, shares, float((weight_KN * wrong_KN).sum()), float((weight_KN * length_KN).sum()))
         )
     seeds = [of(*both) for both in zip(right_TKN, wrong_TKN, strict=True)]
-    return Summary(of(right_KN, wrong_KN), np.array(seeds), np.array(drawn), right_KN.mean(1))
+    return Summary(of(right_KN, wrong_KN), np.array(seeds), np.array(drawn))
 
 
-def estimate(one: Summary, name: str, other: Summary | None = None, level: float = 0.95) -> Estimate:
-    """A number of a cell, or how much larger it is than that of another; of one seed, the spread of images alone."""
-    at = NAMES.index(name)
+def estimate(one: Summary, what: str | int, other: Summary | None = None, level: float = 0.95) -> Estimate:
+    """A number of a cell, or how much larger it is than that of another; of one seed, the spread of images alone.
+
+    `what`: one of `NAMES`, or the share of images read exactly at height number `what`, −1: the largest.
+    """
+    at = NAMES.index(what) if isinstance(what, str) else len(NAMES) + what if what >= 0 else what
     value, draw_D = one.value_V[at], one.draw_DV[:, at]
     if other is not None:
         value, draw_D = value - other.value_V[at], draw_D - other.draw_DV[:, at]
