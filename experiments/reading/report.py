@@ -302,9 +302,10 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     }
     notes = {
         "Arms": "Intervals of 95 %, over images and seeds.",
-        "Beside the hypotheses": f"Intervals of {LEVEL:.1%}, over images and seeds.",
+        "Beside the hypotheses": f"Intervals of {100 * LEVEL:g} %, over images and seeds.",
         "Ablations": _one_seed(results),
-        "Few labels": _one_seed(results),
+        "Few labels": f"Exact matches after {max(study.LABELS):,} images, however many of them are different; one seed "
+        "each, intervals over images alone.",
     }
     data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
     figures = {
