@@ -378,7 +378,13 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
             r"\+1[\d.]+ \(.*, a bound",
         ),
         (20, 30, "UNDECIDED", "above 20 px", r"-.*, a bound|both > 20"),
-        (30, 30, "UNDECIDED", "of words-data and vit16-data it may be above 20 px, which tells nothing", "both > 20"),
+        (
+            30,
+            30,
+            "UNDECIDED",
+            "; h90 of words-data and of vit16-data may be above 20 px, so that no difference is known;",
+            "both > 20",
+        ),
     ],
 )
 def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, verdict, beyond, shown, tests_of_eight):
@@ -392,6 +398,23 @@ def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, ver
         row for row in report.beside_table(Results(tests_of_eight)) if row[0].startswith("words-data − vit16-data")
     ]
     assert re.fullmatch(shown, row[-1])
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    read = lambda given: source.photographs(given)  # noqa: E731
+    for words, said in (
+        (["report.py"], "usage: python report.py CIFAR, a folder"),
+        (["source.py", str(tmp_path / "none")], "none"),
+        (["source.py", str(tmp_path / "empty")], "empty"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            source.command(read, words)
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    with pytest.raises(InputError, match=r"has no test.npz: python experiments/reading/source.py CIFAR makes it"):
+        Results(tmp_path)
 
 
 def test_one_seed_decides_nothing(tests_of_eight):

@@ -20,7 +20,6 @@ import stats
 import study
 from figures import curves, fold_map, fold_shares, mistakes
 from pixtok import flops, fold, page
-from pixtok.errors import InputError
 from results import HEIGHT_K, Results
 
 GUARD, MARGIN_PX, MARGIN = 0.95, 2.0, 0.02
@@ -42,6 +41,7 @@ _PAIRS = (
 """Differences that are shown: a cell, one that is taken from it, what that tells."""
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _BARS = "bars: 95 % intervals, over images alone where there is one seed"
+_FOLD = "Contrast against fold factor: words, one seed each, and an ideal reader, who knows font, place and ground."
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
 
 
@@ -90,7 +90,8 @@ def first(results: Results, end: str = "data") -> str:
     `end`: of the names of cells, `data` or, for the addendum, `long`.
     """
     ours, theirs = f"words-{end}", f"vit16-{end}"
-    after = "parameters and data matched" if end == "data" else "matched, after more images: PROTOCOL.md, addendum"
+    after = "parameters and data matched, FLOPs not"
+    after += "" if end == "data" else "; after more images: PROTOCOL.md, addendum"
     what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({after})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
@@ -99,11 +100,12 @@ def first(results: Results, end: str = "data") -> str:
     known = {cell: _reaches(results.summary(cell)) for cell in (ours, theirs)}
     # What lies beyond the heights counts as the largest: that makes ViT-16 look better than it is, or pixels.
     holds, fails = found.high <= -MARGIN_PX and known[ours], found.low > -MARGIN_PX and known[theirs]
+    beyond, last = [cell for cell, reached in known.items() if not reached], f"{HEIGHT_K[-1]:g} px"
     said = f"h90 differs by {_interval(found)} px"
-    beyond = [cell for cell, reached in known.items() if not reached]
-    if beyond:
-        tells = "so this difference is a bound" if len(beyond) == 1 else "which tells nothing of the difference"
-        said += f"; of {' and '.join(beyond)} it may be above {HEIGHT_K[-1]:g} px, {tells}"
+    if len(beyond) == 1:
+        said += f"; of {beyond[0]} it may be above {last}, so this difference is a bound"
+    elif beyond:
+        said = f"h90 of {' and of '.join(beyond)} may be above {last}, so that no difference is known"
     return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_top(results, theirs):.1%} at 20 px."
 
 
@@ -263,8 +265,11 @@ def _one_seed(results: Results) -> str:
     if summary is None:
         return "One seed each."
     exact_T = 100 * summary.seed_TV[:, stats.NAMES.index("exact")]
-    spread = f"those of {len(exact_T)} seeds of words lie between {exact_T.min():.1f} and {exact_T.max():.1f} % exact"
-    return f"One seed each, with intervals over images alone: {spread}, so that lesser differences tell little."
+    spread = f"between {exact_T.min():.1f} and {exact_T.max():.1f} % exact, {exact_T.mean():.1f} in the mean"
+    return (
+        f"One seed each, intervals over images alone. {len(exact_T)} seeds of words, the first of which "
+        f"is in the first row, lie {spread}: lesser differences tell little."
+    )
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -305,14 +310,15 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "Beside the hypotheses": f"Intervals of {100 * LEVEL:g} %, over images and seeds.",
         "Ablations": _one_seed(results),
         "Few labels": f"Exact matches after {max(study.LABELS):,} images, however many of them are different; one seed "
-        "each, intervals over images alone.",
+        "each, intervals over images alone. A run on all images may begin to read after more than these (LOG.md): "
+        "shares near nothing tell of too little training, not of pretraining.",
     }
     data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
     figures = {
         "images": (curves(results, data), f"After equal images; {_BARS}."),
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), f"After equal FLOPs; {_BARS}."),
         "longer": (curves(results, list(study.LONGER)), f"After more images: 150,000, vit8-long 180,000; {_BARS}."),
-        "fold": (fold_map(names, shares), "Contrast against fold factor: `words`, and what an ideal reader could."),
+        "fold": (fold_map(names, shares), _FOLD),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
     cost = _cost()
@@ -351,8 +357,4 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    source.command(main, sys.argv)

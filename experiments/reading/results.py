@@ -9,6 +9,7 @@ import numpy as np
 import source
 import stats
 import study
+from pixtok.errors import InputError
 
 HEIGHT_K = np.array(source.HEIGHTS, float)
 
@@ -20,6 +21,8 @@ class Results:
         """`folder`: where the test images are."""
         self._tests = {}
         for name in source.TESTS:
+            if not (folder / f"{name}.npz").exists():
+                raise InputError(f"{folder} has no {name}.npz: python experiments/reading/source.py CIFAR makes it")
             with np.load(folder / f"{name}.npz") as test:
                 self._tests[name] = dict(test)
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pixtok.data.build import Settings, build
 from pixtok.data.glyphs import FONTS
 from pixtok.data.sources import open_source
 from pixtok.document import Document
+from pixtok.errors import ExitCode, InputError
 
 HEIGHT, WIDTH = 32, 64
 HEIGHTS = (6, 7, 8, 10, 12, 14, 16, 20)
@@ -166,6 +167,8 @@ def photographs(source: str) -> tuple[np.ndarray, np.ndarray]:
         parts = entry.document.parts if isinstance(entry.document, Document) else ()
         whole = (Image.fromarray(images.decode(part)[0]) for part in parts if isinstance(part, bytes))
         found += [np.asarray(one.resize((32, 32))) for one in whole]
+    if not found:
+        raise InputError(f"{source} holds no photographs")
     every = np.stack(found)
     is_test = np.arange(len(every)) % 10 == 0
     return every[~is_test], every[is_test]
@@ -223,5 +226,16 @@ def main(source: str, out: Path) -> None:
         file.write_text(json.dumps(wanted))
 
 
+def command(run: Callable[[str], None], words: list[str]) -> None:
+    """A script whose one word is CIFAR.  Bad input is one line and exit code 2."""
+    try:
+        if len(words) != 2:
+            raise InputError(f"usage: python {words[0]} CIFAR, a folder or tar of small photographs")
+        run(words[1])
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(ExitCode.BAD_INPUT)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "datasets/reading"))
+    command(lambda cifar: main(cifar, Path("datasets/reading")), sys.argv)
