@@ -27,6 +27,9 @@ with (folder / "lock").open("w") as lock:
     with (folder / "calls").open("a") as calls:
         calls.write(json.dumps(call) + chr(10))
 if isinstance(step, str):
+    step, _, other = step.partition(" after ")
+    while other and f'"program": "{{other}}"' not in (folder / "calls").read_text():
+        time.sleep(0.02)
     print(step, flush=True)
     if step != "wait":
         sys.exit()
@@ -47,6 +50,7 @@ class Programs:
     """Fake programs on a PATH.  A script is what the calls of one do in turn: exit with a code, die by a signal
 
     (negative), print a text, or "wait" for SIGTERM or SIGINT and exit as pixtok does; at its end all exit with 0.
+    Of "A after B", A is printed once B was called and heeds signals.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -249,7 +249,7 @@ class TestSlurm:
 class TestTpu:
     def test_maintenance_saves_and_waits(self, programs):
         """The first process is stopped as maintenance comes near; the second starts when it is over."""
-        programs.script("curl", "NONE", "FALSE", "NONE", "FALSE", "TERMINATE_ON_HOST_MAINTENANCE", *["MIGRATE_X"] * 3)
+        programs.script("curl", "NONE", "FALSE", "NONE", "FALSE", "TERMINATE_ON_X after pixtok", *["MIGRATE_X"] * 3)
         programs.script("pixtok", "wait", 0)
         done = run(programs, "tpu_worker.sh", *ARGS, PIXTOK="pixtok")
         assert done.stdout == "wait\nsignals: 15\n"
@@ -259,7 +259,7 @@ class TestTpu:
         assert all(trains(call) and call["env"]["PIXTOK_DISTRIBUTED"] == "1" for call in programs.calls("pixtok"))
 
     def test_the_end_of_a_spot_vm_saves(self, programs):
-        programs.script("curl", "NONE", "FALSE", "NONE", "TRUE")
+        programs.script("curl", "NONE", "FALSE", "NONE", "TRUE after pixtok")
         programs.script("pixtok", "wait", 0)
         assert run(programs, "tpu_worker.sh", *ARGS, PIXTOK="pixtok").stdout == "wait\nsignals: 15\n"
 
