@@ -226,7 +226,7 @@ def main(source: str, out: Path) -> None:
         file.write_text(json.dumps(wanted))
 
 
-def command(run: Callable[[str], None], words: list[str]) -> None:
+def command(run: Callable[[str], object], words: list[str]) -> None:
     """A script whose one word is CIFAR.  Bad input is one line and exit code 2."""
     try:
         if len(words) != 2:
