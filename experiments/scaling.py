@@ -1,11 +1,15 @@
 """Does the loss of pixels follow a law?  Models of 33 to 462 thousand parameters on CIFAR's JPEG files.
 
 pixtok data build CIFAR_FOLDER datasets/cifar10-pixels --vocabulary none
-pixtok plan experiments/scaling.py runs/scaling --dials 12 16 24 32 40 48 --budget 5e13 --decades 1.6 --least_steps 40 \
-    --most_epochs 1.1
+pixtok plan experiments/scaling.py runs/scaling --dials 12 16 24 32 40 48 --budget 2.2e13 --decades 1.52 --levels 7 \
+    --least_steps 40 --most_epochs 1.1
 pixtok launch runs/scaling --parallel 2
-pixtok report runs/scaling --out experiments/results/scaling.html --title "CIFAR-10 pixels: 26 runs"
-pixtok fit runs/scaling --json --predict 211000:2.6e7 > experiments/results/scaling.json    # --dial 32 --steps 3177
+pixtok report runs/scaling --out experiments/results/scaling.html --title "CIFAR-10 pixels"
+pixtok fit runs/scaling --json --predict 211000:1.3e7 > experiments/results/scaling.json
+pixtok train experiments/scaling.py --steps 1588    # the run of 4.6 times the largest's compute that was predicted
+
+A second seed: the same plan to runs/scaling-1 with `--train.seed 1`; `fit` and `report` take both folders.  A larger
+sweep, of 26 runs, has `--budget 5e13 --decades 1.6 --least_steps 40` and no `--levels`.
 
 The learning rate is that of `experiments/transfer.py`, whose models are these at dials 32, 64 and 128; tables of pixels
 have four times that, which was best of 4 and 16 after 900 steps.  A step sees 8 images, and hardly one is seen twice.
@@ -14,11 +18,11 @@ With text, of the modules that come with Python, one law for pixels and one for 
 
 python experiments/scaling.py datasets/modules
 pixtok data build CIFAR_FOLDER datasets/cifar10
-pixtok plan experiments/scaling.py runs/mixed --dials 12 16 24 32 --budget 9e12 --levels 4 --least_steps 60 \
+pixtok plan experiments/scaling.py runs/mixed --dials 12 16 24 32 --budget 5e12 --levels 4 --least_steps 30 \
     --data datasets/cifar10 --words 262 --data.mix datasets/modules --data.weights 0.5 0.5 --data.slots 128
 pixtok launch runs/mixed --parallel 2
 pixtok report runs/mixed --loss bpd_8bit nats_word --out experiments/results/mixed.html \
-    --title "CIFAR-10 pixels and Python modules: 13 runs"
+    --title "CIFAR-10 pixels and Python modules: 14 runs"
 """
 
 import sys

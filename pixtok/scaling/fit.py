@@ -17,6 +17,8 @@ from pixtok.scaling.surface import Floor, Points
 LEAST = 10
 """Runs without which nothing is fitted: with fewer, resamples of them are nearly all alike."""
 DECADES = 1.5
+ALONE = 1.25
+"""By which factor one run may change an exponent before that is warned of."""
 
 
 class Interval(NamedTuple):
@@ -41,6 +43,22 @@ class HeldOut:
         return max(abs(p / m - 1) for p, m in zip(self.predicted, self.measured, strict=True))
 
 
+class Influence(NamedTuple):
+    """What the law would be without one of the runs, the one that changes an exponent most."""
+
+    name: str
+    exponent: str
+    """alpha, beta, or that of N*(C)."""
+    value: float
+    """With all runs."""
+    without: float
+
+    @property
+    def factor(self) -> float:
+        """Of the two, at least 1."""
+        return math.exp(abs(math.log(self.without / self.value)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What was found."""
@@ -57,6 +75,8 @@ class Study:
     powers: dict[str, dict[str, Interval]]
     """By approach: `surface`, `isoflop`, `envelope`: the exponents of N*(C) and D*(C)."""
     held_out: HeldOut | None
+    influence: Influence | None
+    """None where no run can be left out."""
     residual_R: np.ndarray
     """log L of the law − log L measured."""
     warnings: list[str]
@@ -118,6 +138,23 @@ def _held_out(points: Points, c_R: np.ndarray, names: list[str]) -> HeldOut | No
     return HeldOut([names[at] for at in np.flatnonzero(largest)], predicted.tolist(), out.loss_R.tolist())
 
 
+def _influence(points: Points, place_R: np.ndarray, names: list[str], law: Law, gamma: float) -> Influence | None:
+    """By fits without each run in turn, which begin at the law of all as well."""
+
+    def exponents(law: Law) -> dict[str, float]:
+        return {"alpha": law.alpha, "beta": law.beta, "of N*(C)": float(_exponent(law, gamma))}
+
+    whole, found = exponents(law), []
+    for at, name in enumerate(names):
+        kept = np.arange(len(names)) != at
+        if len(np.unique(place_R[kept])) <= points.parameters:
+            continue
+        rest = points.take(kept)
+        without = surface.solve(rest, [law, *surface.projected(rest)[1]]).law
+        found += [Influence(name, key, whole[key], value) for key, value in exponents(without).items()]
+    return max(found, key=lambda one: one.factor, default=None)
+
+
 def study(runs: Runs, bootstraps: int = 1000, seed: int = 0, step: Callable[[], Any] = lambda: None) -> Study:
     """Fit all of it; `step` is called after each of the bootstraps.
 
@@ -170,6 +207,7 @@ def study(runs: Runs, bootstraps: int = 1000, seed: int = 0, step: Callable[[], 
         profiles,
         both,
         _held_out(points, c_R, runs.names),
+        _influence(points, place_R, runs.names, found.law, gamma),
         residual - np.log(points.loss_R),
         [],
     )
@@ -240,6 +278,12 @@ def _warnings(made: Study, told: float) -> list[str]:
         out.append("too few runs to leave the largest out and predict them")
     elif made.held_out.error > 0.02:
         out.append(f"without the largest runs, the law misses them by {made.held_out.error:.1%}")
+    if made.influence is not None and made.influence.factor > ALONE:
+        name, exponent, value, without = made.influence
+        out.append(
+            f"one run decides: without {name} the exponent {exponent} is {without:.2g}, not {value:.2g}; "
+            "repeat it with other seeds"
+        )
     one, other = (made.powers[name]["N"] for name in ("surface", "isoflop"))
     if one.low > other.high or other.low > one.high:
         out.append("surface and parabolas disagree on how N* grows: their intervals do not meet")

@@ -65,7 +65,7 @@ def parameters(study: Study) -> Table:
 
 def quality(study: Study) -> Table:
     """Of the fit."""
-    fit, held = study.fit, study.held_out
+    fit, held, one = study.fit, study.held_out, study.influence
     return [
         ["runs", str(len(study.runs.names))],
         ["compute", f"{study.runs.c_R.min():.2e} to {study.runs.c_R.max():.2e} FLOPs"],
@@ -76,6 +76,12 @@ def quality(study: Study) -> Table:
         [
             "largest runs, left out and predicted",
             "-" if held is None else f"{held.error:.2%} wrong at most ({len(held.names)} runs)",
+        ],
+        [
+            "run that decides most",
+            "-"
+            if one is None
+            else f"{one.name}: without it the exponent {one.exponent} is {one.without:.3f}, not {one.value:.3f}",
         ],
         ["cost", f"C = {study.cost.kappa:.3g} N^{study.cost.gamma:.3f} D, within {study.cost.spread:.1%}"],
     ]
@@ -158,7 +164,10 @@ def checklist(study: Study) -> Table:
             f"95 %, of {len(np.atleast_1d(study.draws.E))} bootstraps that draw runs, expanded for few runs "
             "(Hesterberg 2014)",
         ],
-        ["Checks", "variable projection, IsoFLOP parabolas, envelope, profile of E, largest runs left out"],
+        [
+            "Checks",
+            "variable projection, IsoFLOP parabolas, envelope, profile of E; largest runs left out, each run left out",
+        ],
         ["Points given", "in this file"],
     ]
 
@@ -189,6 +198,7 @@ def as_json(
         "held_out": None
         if held is None
         else {"runs": held.names, "predicted": held.predicted, "measured": held.measured, "error": held.error},
+        "influence": study.influence and study.influence._asdict(),
         "residual_rms": float(np.sqrt(np.mean(study.residual_R**2))),
         "warnings": study.warnings,
         "meaning": study.runs.meaning,

@@ -9,7 +9,7 @@ import pytest
 from scaling_data import TEXT, points, runs
 
 from pixtok.errors import InputError
-from pixtok.scaling import allocation, fit, report, tables
+from pixtok.scaling import allocation, fit, report, surface, tables
 from pixtok.scaling.law import Cost, Law
 
 
@@ -105,6 +105,24 @@ def test_few_decades_are_warned_of():
 def test_a_floor_that_nothing_shows_is_warned_of():
     study = fit.study(runs(points(Law(0.3, 8.0, 6.0, 0.1, 0.1), noise=2e-2)), bootstraps=10)
     assert warned(study, "E is not identified")
+
+
+def test_a_law_that_one_run_decides_is_warned_of():
+    steady = fit.study(runs(points(TEXT, noise=1e-3)), bootstraps=5)
+    assert steady.influence is not None
+    assert steady.influence.factor < 1.1
+    assert not warned(steady, "one run decides")
+    given = points(TEXT, noise=2e-2)
+    loose = runs(given.take(given.n_R < 1e6))
+    study = fit.study(loose, bootstraps=5)
+    assert study.influence is not None
+    name, exponent, value, without = study.influence
+    assert value == getattr(study.fit.law, exponent)
+    left_out = [getattr(surface.fit(loose.points.take(np.arange(18) != at)).law, exponent) for at in range(18)]
+    assert without == pytest.approx(left_out[loose.names.index(name)], rel=1e-3)
+    assert study.influence.factor == pytest.approx(max(max(x / value, value / x) for x in left_out), rel=1e-3)
+    assert warned(study, f"one run decides: without {name} the exponent {exponent} is {without:.2g}, not {value:.2g}")
+    assert dict(tables.quality(study))["run that decides most"].startswith(f"{name}: ")
 
 
 def test_unfinished_and_failed_runs_are_warned_of():
