@@ -139,7 +139,7 @@ def _held_out(points: Points, c_R: np.ndarray, names: list[str]) -> HeldOut | No
 
 
 def _influence(points: Points, place_R: np.ndarray, names: list[str], law: Law, gamma: float) -> Influence | None:
-    """By fits without each run in turn, which begin at the law of all as well."""
+    """By fits without each run in turn, which begin at the law of all, as the bootstrap's do."""
 
     def exponents(law: Law) -> dict[str, float]:
         return {"alpha": law.alpha, "beta": law.beta, "of N*(C)": float(_exponent(law, gamma))}
@@ -149,8 +149,7 @@ def _influence(points: Points, place_R: np.ndarray, names: list[str], law: Law, 
         kept = np.arange(len(names)) != at
         if len(np.unique(place_R[kept])) <= points.parameters:
             continue
-        rest = points.take(kept)
-        without = surface.solve(rest, [law, *surface.projected(rest)[1]]).law
+        without = surface.solve(points.take(kept), [law]).law
         found += [Influence(name, key, whole[key], value) for key, value in exponents(without).items()]
     return max(found, key=lambda one: one.factor, default=None)
 
