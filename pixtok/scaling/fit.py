@@ -18,7 +18,7 @@ LEAST = 10
 """Runs without which nothing is fitted: with fewer, resamples of them are nearly all alike."""
 DECADES = 1.5
 ALONE = 1.25
-"""By which factor one run may change an exponent before that is warned of."""
+"""A factor by which one run may change an exponent: more is warned of."""
 
 
 class Interval(NamedTuple):
@@ -139,19 +139,20 @@ def _held_out(points: Points, c_R: np.ndarray, names: list[str]) -> HeldOut | No
 
 
 def _influence(points: Points, place_R: np.ndarray, names: list[str], law: Law, gamma: float) -> Influence | None:
-    """By fits without each run in turn, which begin at the law of all, as the bootstrap's do."""
+    """By fits without each run in turn, which begin at the law of all; those of most effect again, from all starts."""
 
     def exponents(law: Law) -> dict[str, float]:
         return {"alpha": law.alpha, "beta": law.beta, "of N*(C)": float(_exponent(law, gamma))}
 
-    whole, found = exponents(law), []
-    for at, name in enumerate(names):
-        kept = np.arange(len(names)) != at
-        if len(np.unique(place_R[kept])) <= points.parameters:
-            continue
-        without = surface.solve(points.take(kept), [law]).law
-        found += [Influence(name, key, whole[key], value) for key, value in exponents(without).items()]
-    return max(found, key=lambda one: one.factor, default=None)
+    def most(at: int, without: Law) -> Influence:
+        pairs = zip(exponents(law).items(), exponents(without).values(), strict=True)
+        found = [Influence(names[at], key, value, other) for (key, value), other in pairs]
+        return max(found, key=lambda one: one.factor)
+
+    kept = {at: np.delete(np.arange(len(names)), at) for at in range(len(names))}
+    rest = {at: points.take(some) for at, some in kept.items() if len(np.unique(place_R[some])) > points.parameters}
+    near = sorted(rest, key=lambda at: most(at, surface.solve(rest[at], [law]).law).factor, reverse=True)
+    return max((most(at, surface.fit(rest[at]).law) for at in near[:3]), key=lambda one: one.factor, default=None)
 
 
 def study(runs: Runs, bootstraps: int = 1000, seed: int = 0, step: Callable[[], Any] = lambda: None) -> Study:
@@ -280,8 +281,8 @@ def _warnings(made: Study, told: float) -> list[str]:
     if made.influence is not None and made.influence.factor > ALONE:
         name, exponent, value, without = made.influence
         out.append(
-            f"one run decides: without {name} the exponent {exponent} is {without:.2g}, not {value:.2g}; "
-            "repeat it with other seeds"
+            f"exponents rest on single runs: without {name} alone the exponent {exponent} is {without:.2g}, not "
+            f"{value:.2g}; more runs, or seeds, would steady them"
         )
     one, other = (made.powers[name]["N"] for name in ("surface", "isoflop"))
     if one.low > other.high or other.low > one.high:

@@ -65,13 +65,16 @@ def parameters(study: Study) -> Table:
 
 def quality(study: Study) -> Table:
     """Of the fit."""
-    fit, held, one = study.fit, study.held_out, study.influence
+    fit, held, one, far_R = study.fit, study.held_out, study.influence, np.abs(study.residual_R)
     return [
         ["runs", str(len(study.runs.names))],
         ["compute", f"{study.runs.c_R.min():.2e} to {study.runs.c_R.max():.2e} FLOPs"],
         ["state", fit.state + (f": {', '.join(fit.at_bound)}" if fit.at_bound else "")],
         ["starts", f"{fit.reached} of {fit.starts} end at the best fit; parameters differ by {fit.spread:.1e}"],
-        ["residuals", f"{np.sqrt(np.mean(study.residual_R**2)):.2%} rms, {np.abs(study.residual_R).max():.2%} at most"],
+        [
+            "residuals",
+            f"{np.sqrt(np.mean(far_R**2)):.2%} rms, {far_R.max():.2%} at most ({study.runs.names[far_R.argmax()]})",
+        ],
         ["E by its profile", f"{number(study.floor.low)} to {number(study.floor.high)}"],
         [
             "largest runs, left out and predicted",

@@ -107,11 +107,11 @@ def test_a_floor_that_nothing_shows_is_warned_of():
     assert warned(study, "E is not identified")
 
 
-def test_a_law_that_one_run_decides_is_warned_of():
+def test_exponents_that_rest_on_single_runs_are_warned_of():
     steady = fit.study(runs(points(TEXT, noise=1e-3)), bootstraps=5)
     assert steady.influence is not None
     assert steady.influence.factor < 1.1
-    assert not warned(steady, "one run decides")
+    assert not warned(steady, "rest on single runs")
     given = points(TEXT, noise=2e-2)
     loose = runs(given.take(given.n_R < 1e6))
     study = fit.study(loose, bootstraps=5)
@@ -121,7 +121,7 @@ def test_a_law_that_one_run_decides_is_warned_of():
     left_out = [getattr(surface.fit(loose.points.take(np.arange(18) != at)).law, exponent) for at in range(18)]
     assert without == pytest.approx(left_out[loose.names.index(name)], rel=1e-3)
     assert study.influence.factor == pytest.approx(max(max(x / value, value / x) for x in left_out), rel=1e-3)
-    assert warned(study, f"one run decides: without {name} the exponent {exponent} is {without:.2g}, not {value:.2g}")
+    assert warned(study, f"without {name} alone the exponent {exponent} is {without:.2g}, not {value:.2g}")
     assert dict(tables.quality(study))["run that decides most"].startswith(f"{name}: ")
 
 
