@@ -21,11 +21,11 @@ class Profile(NamedTuple):
     run_P: np.ndarray
     """Which runs they are."""
     n: float
-    """N*; NaN where there is no minimum."""
+    """N*; NaN, as D* and the loss there, where it is not to be relied on."""
     d: float
     loss: float
     problem: str
-    """Why N* is not to be relied on; empty where it is."""
+    """Why it is not; empty where it is."""
     parabola: tuple[float, float, float]
     """Of the loss over log N."""
 
@@ -76,9 +76,8 @@ def profiles(points: Points, c_R: np.ndarray, group_R: np.ndarray, cost: Cost) -
             problem = "its losses have no minimum"
         elif not x.min() < at < x.max():
             problem = f"its optimum lies beyond its {'smallest' if at <= x.min() else 'largest'} model"
-        n = float(np.exp(at))
+        n, loss = (np.nan, np.nan) if problem else (float(np.exp(at)), float(p0 - p1 * p1 / (4 * p2)))
         parabola = (float(p2), float(p1 - 2 * p2 * middle), float(p0 - p1 * middle + p2 * middle**2))
-        loss = float(p0 - p1 * p1 / (4 * p2)) if p2 > 0 else np.nan
         found.append(Profile(c, run_P, n, cost.data(c, n), loss, problem, parabola))
     return found
 

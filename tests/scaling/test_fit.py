@@ -96,6 +96,16 @@ def test_an_optimum_beyond_the_models_that_were_trained_is_left_out():
     assert warned(study, "its optimum lies beyond its largest model")
 
 
+def test_a_budget_whose_losses_are_almost_on_a_line_does_not_stop_the_fit():
+    """As in some bootstraps: the minimum of such a parabola is at a number of parameters that no float holds."""
+    n = np.geomspace(1e5, 1e7, 5)
+    log_n = np.log(n)
+    given = surface.Points.of(n, 1e15 / (6 * n), np.full(5, np.inf), 4 + 0.1 * log_n + 1e-5 * log_n**2)
+    (profile,) = allocation.profiles(given, np.full(5, 1e15), np.zeros(5, np.int64), Cost(6, 1, 0))
+    assert "beyond its smallest model" in profile.problem
+    assert np.isnan([profile.n, profile.d, profile.loss]).all()
+
+
 def test_few_decades_are_warned_of():
     whole = points(TEXT)
     few = (6 * whole.n_R * whole.d_R) < 1e14
