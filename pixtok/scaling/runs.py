@@ -154,16 +154,19 @@ def read(paths: Sequence[Path], loss: str = "bpd_8bit", where: dict[str, str] | 
     if loss not in LOSSES:
         raise InputError(f"--loss must be one of {', '.join(LOSSES)}; got {loss}")
     lines, failed, unfinished, rates = list[tuple[str, Any]](), [], [], []
-    for folder in _one_kind(directories(paths), where or {}):
+    folders = _one_kind(directories(paths), where or {})
+    alike = len({folder.name for folder in folders}) < len(folders)  # as of two plans, of a seed each
+    for folder in folders:
+        name = str(folder) if alike else folder.name
         try:
             line, left, rate = _line(folder, loss)
         except InputError as error:
             failed.append(str(error))
             continue
-        lines.append((folder.name, line))
+        lines.append((name, line))
         rates.append(rate)
         if left:
-            unfinished.append(f"{folder.name}: {left}")
+            unfinished.append(f"{name}: {left}")
     if not lines:
         raise InputError(f"none of the runs has a result: {failed[0]}")
     names, values = zip(*lines, strict=True)

@@ -91,6 +91,11 @@ def test_run_directories_are_read_with_what_their_training_saw(tmp_path):
     assert "3/summary.json holds no bpd_8bit" in found.failed[0]
     assert "4 ended after step 60 of 100, and was last scored after step 100" in found.failed[1]
     assert runs.read([tmp_path / "runs", tmp_path / "runs" / "1"]).names == ["1", "2"]
+    other = made_run(tmp_path / "seed" / "1")
+    assert runs.read([tmp_path / "runs", tmp_path / "seed"]).names == [
+        *(str(folder.parent / n) for n in "12"),
+        str(other),
+    ]
 
 
 def test_each_loss_has_its_own_data(tmp_path):
