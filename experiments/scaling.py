@@ -2,14 +2,16 @@
 
 pixtok data build CIFAR_FOLDER datasets/cifar10-pixels --vocabulary none
 pixtok plan experiments/scaling.py runs/scaling --dials 12 16 24 32 40 48 --budget 2.2e13 --decades 1.52 --levels 7 \
-    --least_steps 40 --most_epochs 1.1
+    --least_steps 40 --most_epochs 1.1               # and the same to runs/scaling-1, with --train.seed 1
 pixtok launch runs/scaling --parallel 2
-pixtok report runs/scaling --out experiments/results/scaling.html --title "CIFAR-10 pixels"
-pixtok fit runs/scaling --json --predict 211000:1.3e7 > experiments/results/scaling.json
-pixtok train experiments/scaling.py --steps 1588    # the run of 4.6 times the largest's compute that was predicted
+pixtok launch runs/scaling-1 --parallel 2
+pixtok report runs/scaling runs/scaling-1 --out experiments/results/scaling_seeds.html \
+    --title "CIFAR-10 pixels: 29 runs of two seeds"
+pixtok fit runs/scaling runs/scaling-1 --json --predict 211000:1.3e7 > experiments/results/scaling_seeds.json
+pixtok train experiments/scaling.py --steps 1588     # what was predicted, 4.6 times the largest's compute; and seed 1
 
-A second seed: the same plan to runs/scaling-1 with `--train.seed 1`; `fit` and `report` take both folders.  A larger
-sweep, of 26 runs, has `--budget 5e13 --decades 1.6 --least_steps 40` and no `--levels`.
+A larger sweep, of 26 runs of one seed: `--budget 5e13 --decades 1.6 --least_steps 40`, no `--levels`; predicted with
+`211000:2.6e7`, which is `--steps 3177` (`results/scaling.json`, and its page).
 
 The learning rate is that of `experiments/transfer.py`, whose models are these at dials 32, 64 and 128; tables of pixels
 have four times that, which was best of 4 and 16 after 900 steps.  A step sees 8 images, and hardly one is seen twice.
