@@ -23,8 +23,10 @@ pixtok data build CIFAR_FOLDER datasets/cifar10
 pixtok plan experiments/scaling.py runs/mixed --dials 12 16 24 32 --budget 5e12 --levels 4 --least_steps 30 \
     --data datasets/cifar10 --words 262 --data.mix datasets/modules --data.weights 0.5 0.5 --data.slots 128
 pixtok launch runs/mixed --parallel 2
-pixtok report runs/mixed --loss bpd_8bit nats_word --out experiments/results/mixed.html \
+pixtok report runs/mixed --loss bpd_8bit nats_word --out experiments/results/mixed_small.html \
     --title "CIFAR-10 pixels and Python modules: 14 runs"
+
+Larger, 13 runs: `--budget 9e12 --least_steps 60` (`results/mixed.html`).
 """
 
 import sys
