@@ -8,7 +8,7 @@ pixtok launch runs/scaling-1 --parallel 2
 pixtok report runs/scaling runs/scaling-1 --out experiments/results/scaling_seeds.html \
     --title "CIFAR-10 pixels: 29 runs of two seeds"
 pixtok fit runs/scaling runs/scaling-1 --json --predict 211000:1.3e7 > experiments/results/scaling_seeds.json
-pixtok train experiments/scaling.py --steps 1588     # what was predicted, 4.6 times the largest's compute; and seed 1
+pixtok train experiments/scaling.py --steps 1588     # what was predicted, 4.5 times the largest's compute; and seed 1
 
 A larger sweep, of 26 runs of one seed: `--budget 5e13 --decades 1.6 --least_steps 40`, no `--levels`; predicted with
 `211000:2.6e7`, which is `--steps 3177` (`results/scaling.json`, and its page).
