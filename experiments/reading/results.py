@@ -31,8 +31,10 @@ class Results:
         return self._tests["test"]["image"][number], str(self._tests["test"]["text"][number])
 
     def results(self, cell: str) -> list[dict[str, Any]]:
-        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name."""
-        jobs = [job for job in study.all_jobs() if job.name in (cell, f"{cell}-{job.seed}")]
+        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of a pooled cell, those of both."""
+        fresh = study.POOLED.get(cell)
+        cells = (cell,) if fresh is None else (study.AGAIN[fresh], fresh)
+        jobs = [job for job in study.all_jobs() for name in cells if job.name in (name, f"{name}-{job.seed}")]
         return [found for found in map(study.result, jobs) if found is not None]
 
     def cell(self, name: str, test: str = "test", contrast: int | None = None) -> stats.Cell | None:

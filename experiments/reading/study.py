@@ -1,7 +1,7 @@
 """All runs of the study, and what each reads: one file of results for each.
 
 python experiments/reading/source.py CIFAR                        # the data, once
-python experiments/reading/study.py tuning main longer ablation   # all that is not done, so, one on each core
+python experiments/reading/study.py tuning main longer again ablation   # all that is not done, so, one on each core
 python experiments/reading/study.py                               # what there is, and what is done
 
 A run that was interrupted goes on where it was; one whose settings, data or beginning have changed is trained anew.
@@ -85,12 +85,19 @@ LONGER = {
     "vit16-long": ("vit16", 150_000),
 }
 """More images, at the learning rates for `arms.IMAGES`: the guard, and H1 and H2 again (PROTOCOL.md, addenda)."""
+AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again": "vit16-long"}
+"""The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
+POOLED = {"words-all": "words-again", "vit8-all": "vit8-again", "vit16-all": "vit16-again"}
+"""The seeds of both."""
+_SEEDS, _FRESH = range(1, 4), range(4, 8)
 _READS = ("test", "held-out")
 
 
 def seeds(cell: str) -> int:
-    """How many: five of what the hypotheses compare, three of all others."""
-    return 1 if cell == GUARD else 5 if cell in COMPARED else 3
+    """How many: five of what the hypotheses compare, four of what repeats them, three of all others."""
+    if cell in POOLED:
+        return len(_SEEDS) + len(_FRESH)
+    return 1 if cell == GUARD else 5 if cell in COMPARED else len(_FRESH) if cell in AGAIN else len(_SEEDS)
 
 
 def main_jobs() -> list[Job]:
@@ -114,14 +121,19 @@ def main_jobs() -> list[Job]:
     ]
 
 
+def _after_more(cell: str, of: str, numbers: range) -> list[Job]:
+    arm, images = LONGER[of]
+    return [Job(f"{cell}-{seed}", arm, images, seed, tuned=f"{arm}-data", reads=_READS) for seed in numbers]
+
+
 def longer() -> list[Job]:
-    """Those of the protocol's addenda, long ones first: no core waits for one at the end."""
-    return [
-        Job(f"{cell}-{seed}", arm, images, seed, tuned=f"{arm}-data", reads=_READS)
-        for cell, (arm, images) in LONGER.items()
-        if cell != GUARD
-        for seed in range(1, 4)
-    ]
+    """Those of the protocol's first two addenda, long ones first: no core waits for one at the end."""
+    return [job for cell in LONGER if cell != GUARD for job in _after_more(cell, cell, _SEEDS)]
+
+
+def again() -> list[Job]:
+    """Those of its third: fresh seeds."""
+    return [job for cell, of in AGAIN.items() for job in _after_more(cell, of, _FRESH)]
 
 
 def ablations() -> list[Job]:
@@ -142,7 +154,7 @@ def ablations() -> list[Job]:
 
 def all_jobs() -> list[Job]:
     """All that count."""
-    return main_jobs() + longer() + ablations()
+    return main_jobs() + longer() + again() + ablations()
 
 
 def _tuning(cell: str, rate: float) -> Job:
@@ -286,7 +298,7 @@ def _chains(stage: str) -> list[Iterator[Job]]:
     """Jobs of a stage; those of one chain come one after another."""
     if stage == "tuning":
         return [tuning(cell) for cell in cells()]
-    stages = {"main": main_jobs, "longer": longer, "ablation": ablations}
+    stages = {"main": main_jobs, "longer": longer, "again": again, "ablation": ablations}
     if stage not in stages:
         raise InputError(f"a stage is tuning, {', '.join(stages)}; got {stage}")
     ours = stages[stage]()
