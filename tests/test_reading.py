@@ -327,7 +327,7 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     readme = tests_of_eight / "README.md"
     readme.write_text(f"# Title\n\n{report._MARKS[0]}\nold\n{report._MARKS[1]}\n\nrest\n")
     monkeypatch.setattr(report, "__file__", str(tests_of_eight / "report.py"))
-    for job in study.main_jobs() + study.longer():
+    for job in study.main_jobs() + study.longer() + study.again():
         if job.arm in smallest:
             reads(tests_of_eight, job, smallest[job.arm])
     report.main(str(photos), tests_of_eight)
@@ -337,13 +337,16 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert first.replace("data", "long") in said[2]
     assert second in said[3]
     assert "second addendum" in said[3]
-    assert said[4].count("points: 8 × 8, ") == 1
-    assert ("8 × 8, no comparison" in said[4]) == ("no comparison" in second)
-    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[4]) == (second == "HOLDS")
-    assert "16 × 16, no comparison" in said[4]
+    assert first.replace("data", "again") in said[4]
+    assert second in said[5]
+    assert "third addendum" in said[5]
+    assert said[6].count("points: 8 × 8, ") == 1
+    assert ("8 × 8, no comparison" in said[6]) == ("no comparison" in second)
+    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[6]) == (second == "HOLDS")
+    assert "16 × 16, no comparison" in said[6]
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
-    assert [len(shown), page.count("<svg")] == [5, 4]
+    assert [len(shown), page.count("<svg")] == [7, 4]
     assert first in shown[0]
     assert "data:image/png" in page
     assert report.MISSING in page  # upw, full and all ablations
@@ -352,6 +355,10 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert text.startswith(f"# Title\n\n{report._MARKS[0]}\n{said[0]}")
     assert text.endswith(f"{report._MARKS[1]}\n\nrest\n")
     assert "| words | data | 5 |" in text
+    assert "| words | more images, fresh seeds | 4 |" in text
+    assert "| words | more images, all seeds | 7 |" in text
+    (pooled,) = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| words-all − vit8-all: ")]
+    assert (pooled == "+0.0 (+0.0 to +0.0)") == (second == "HOLDS")
     tuned = len(study.RATES) * len(study.cells())
     assert f", {tuned} of them to choose learning rates," in text
     pictures = re.findall(r"]\(\.\./results/(.*?)\)", text)

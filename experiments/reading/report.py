@@ -37,8 +37,13 @@ _PAIRS = (
     ("words-data", "vit16-flops", "the same, FLOPs matched"),
     ("full-flops", "words-data", "likelihood of pixels less words alone, FLOPs matched"),
     ("upw-flops", "words-data", "UPW less words alone, FLOPs matched"),
+    ("words-all", "vit8-all", "windows of 8, 150,000 images, all seeds of both times"),
+    ("words-all", "vit16-all", "windows of 8 less patches of 16, 150,000 images, all seeds of both times"),
 )
 """Differences that are shown: a cell, one that is taken from it, what that tells."""
+_PATCHES = {"data": "vit8-data", "long": "vit8-150000", "again": "vit8-again"}
+"""What H2 compares `words` with, by the end of the name of its cell."""
+_AGAIN = "the same, fresh seeds: PROTOCOL.md, third addendum"
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _BARS = "bars: 95 % intervals, over images alone where there is one seed"
 _FOLD = "Contrast against fold factor: words, one seed each, and an ideal reader, who knows font, place and ground."
@@ -87,12 +92,12 @@ def _reaches(summary: stats.Summary | None) -> bool:
 def first(results: Results, end: str = "data") -> str:
     """H1: the height that `words` reads, against that of ViT-16, after equal images with equal parameters.
 
-    `end`: of the names of cells, `data` or, for the addendum, `long`.
+    `end`: of the names of cells, `data` or, for the addenda, `long` and `again`.
     """
     ours, theirs = f"words-{end}", f"vit16-{end}"
-    after = "parameters and data matched, FLOPs not"
-    after += "" if end == "data" else "; after more images: PROTOCOL.md, addendum"
-    what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({after})"
+    after = {"data": "", "long": "; after more images: PROTOCOL.md, addendum", "again": f"; {_AGAIN}"}[end]
+    matched = f"parameters and data matched, FLOPs not{after}"
+    what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({matched})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "h90", ours, theirs)
@@ -109,10 +114,11 @@ def first(results: Results, end: str = "data") -> str:
     return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_top(results, theirs):.1%} at 20 px."
 
 
-def second(results: Results, ours: str = "words-data", theirs: str = "vit8-data") -> str:
-    """H2: the share that `words` reads, against that of ViT-8, after equal FLOPs, or, for the addendum, more images."""
-    after = "FLOPs matched" if theirs in study.cells() else "matched, after more images: PROTOCOL.md, second addendum"
-    what = f"H2, pixels read no more than 2 points less than ViT-8 does ({after})"
+def second(results: Results, end: str = "data") -> str:
+    """H2: the share that `words` reads, against that of ViT-8, after equal FLOPs; `end`: as of `first`."""
+    ours, theirs = f"words-{end}", _PATCHES[end]
+    after = {"data": "", "long": ", after more images: PROTOCOL.md, second addendum", "again": f"; {_AGAIN}"}[end]
+    what = f"H2, pixels read no more than 2 points less than ViT-8 does (FLOPs matched{after})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "exact", ours, theirs)
@@ -160,9 +166,13 @@ def arms_table(results: Results) -> list[list[str]]:
         ]
     ]
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
-    for cell, (arm, count) in (study.cells() | study.LONGER).items():
+    fresh = {cell: study.LONGER[of] for cell, of in study.AGAIN.items()}
+    pooled = {cell: fresh[of] for cell, of in study.POOLED.items()}
+    after = dict.fromkeys(study.LONGER, "more images")
+    after |= dict.fromkeys(fresh, "more images, fresh seeds") | dict.fromkeys(pooled, "more images, all seeds")
+    for cell, (arm, count) in (study.cells() | study.LONGER | fresh | pooled).items():
         found, summary = results.results(cell), results.summary(cell)
-        start = [arm, "more images" if cell in study.LONGER else cell.rsplit("-", 1)[1]]
+        start = [arm, after.get(cell) or cell.rsplit("-", 1)[1]]
         if summary is None:
             rows.append([*start, "0", *[MISSING] * (len(rows[0]) - 3)])
             continue
@@ -296,8 +306,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     _, photos = source.photographs(cifar)
     every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
-    longer = [first(results, "long"), second(results, "words-long", "vit8-150000")]
-    verdicts = [first(results), second(results), *longer, alike(results)]
+    verdicts = [hypothesis(results, end) for end in _PATCHES for hypothesis in (first, second)] + [alike(results)]
     names, shares = fold_shares(results, scenes)
     tables = {
         "Arms": arms_table(results),
@@ -317,7 +326,10 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     figures = {
         "images": (curves(results, data), f"After equal images; {_BARS}."),
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), f"After equal FLOPs; {_BARS}."),
-        "longer": (curves(results, list(study.LONGER)), f"After more images: 150,000, vit8-long 180,000; {_BARS}."),
+        "longer": (
+            curves(results, [study.GUARD, *study.POOLED]),
+            f"After more images: 150,000, all seeds of both times, vit8-long 180,000; {_BARS}.",
+        ),
         "fold": (fold_map(names, shares), _FOLD),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
