@@ -290,12 +290,13 @@ def test_the_ceiling_is_what_folding_leaves():
 
 
 @pytest.fixture
-def tests_of_eight(tmp_path, monkeypatch, results) -> Path:
+def tests_of_eight(tmp_path, monkeypatch, results, photos) -> Path:
     """Test sets of few images, in place of those of the study."""
+    _, theirs = source.photographs(str(photos))
     monkeypatch.setattr(source, "TESTS", {"test": 40, "held-out": 4, "contrast": 4})
     monkeypatch.setattr(stats, "DRAWS", 20)
     for name, each in source.TESTS.items():
-        scenes = list(source.tests(name, PHOTOS, each))
+        scenes = list(source.tests(name, theirs, each))
         fields = {key: [getattr(one, key) for one in scenes] for key in ("text", "height", "contrast", "kind", "font")}
         np.savez(tmp_path / f"{name}.npz", image=np.stack([one.image() for one in scenes]), **fields)
     return tmp_path
@@ -421,6 +422,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
         assert error.count("\n") == 1
     with pytest.raises(InputError, match=r"has no test.npz: python experiments/reading/source.py CIFAR makes it"):
         Results(tmp_path)
+
+
+def test_other_photographs_are_told(tests_of_eight, tmp_path):
+    (tmp_path / "other").mkdir()
+    for number, photo in enumerate(PHOTOS):
+        (tmp_path / "other" / f"{number}.png").write_bytes(images.encode(photo))
+    with pytest.raises(InputError, match=r"other does not hold the photographs that the images of .* were made with"):
+        report.main(str(tmp_path / "other"), tests_of_eight)
 
 
 def test_one_seed_decides_nothing(tests_of_eight):

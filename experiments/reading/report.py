@@ -20,6 +20,7 @@ import stats
 import study
 from figures import curves, fold_map, fold_shares, mistakes
 from pixtok import flops, fold, page
+from pixtok.errors import InputError
 from results import HEIGHT_K, Results
 
 GUARD, MARGIN_PX, MARGIN = 0.95, 2.0, 0.02
@@ -160,6 +161,7 @@ def arms_table(results: Results) -> list[list[str]]:
             "TFLOP",
             "rate",
             "exact",
+            "exact, seed by seed, %",
             "characters wrong",
             "h50",
             "h90",
@@ -187,6 +189,7 @@ def arms_table(results: Results) -> list[list[str]]:
                 f"{count * found[0]['gflop_an_image'] / 1e3:.1f}",
                 f"{found[0]['settings']['rate']:g}",
                 percent(numbers["exact"]),
+                ", ".join(f"{100 * one:.1f}" for one in summary.seed_TV[:, stats.NAMES.index("exact")]),
                 percent(numbers["cer"]),
                 stats.bound(numbers["h50"], HEIGHT_K),
                 stats.bound(numbers["h90"], HEIGHT_K),
@@ -301,10 +304,13 @@ def _cost() -> str:
 
 
 def main(cifar: str, folder: Path = study.DATA) -> None:
-    """Write the page, and the results in README.md."""
+    """Write the page, and the results in README.md.  Raises InputError."""
     results = Results(folder)
     _, photos = source.photographs(cifar)
     every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
+    was = (results.image(number * CEILING, "contrast")[0] for number in range(len(every)))
+    if not all(map(np.array_equal, (one.image() for one in every), was)):
+        raise InputError(f"{cifar} does not hold the photographs that the images of {folder} were made with")
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
     verdicts = [hypothesis(results, end) for end in _PATCHES for hypothesis in (first, second)] + [alike(results)]
     names, shares = fold_shares(results, scenes)
