@@ -26,7 +26,7 @@ from results import HEIGHT_K, Results
 GUARD, MARGIN_PX, MARGIN = 0.95, 2.0, 0.02
 """What a baseline must reach at the largest height; margins of the two hypotheses."""
 LEVEL = 0.975
-"""Of the intervals that the two hypotheses are judged by: 95 % for both together."""
+"""Of the intervals that each verdict is judged by: 95 % for the first two together, 85 % for all six."""
 CEILING = 5
 """One in so many images of `contrast` is what the ceiling is computed of."""
 MISSING, NONE = "not measured", "no comparison"
@@ -38,13 +38,18 @@ _PAIRS = (
     ("words-data", "vit16-flops", "the same, FLOPs matched"),
     ("full-flops", "words-data", "likelihood of pixels less words alone, FLOPs matched"),
     ("upw-flops", "words-data", "UPW less words alone, FLOPs matched"),
-    ("words-all", "vit8-all", "windows of 8, 150,000 images, all seeds of both times"),
-    ("words-all", "vit16-all", "windows of 8 less patches of 16, 150,000 images, all seeds of both times"),
+    ("words-again", "vit8-again", "pixels less patches, windows of 8, 150,000 images, seeds 4 to 7"),
+    ("words-all", "vit8-all", "the same, seeds 1 to 7"),
+    ("words-all", "vit16-all", "windows of 8 less patches of 16, 150,000 images, seeds 1 to 7"),
 )
 """Differences that are shown: a cell, one that is taken from it, what that tells."""
-_PATCHES = {"data": "vit8-data", "long": "vit8-150000", "again": "vit8-again"}
-"""What H2 compares `words` with, by the end of the name of its cell."""
-_AGAIN = "the same, fresh seeds: PROTOCOL.md, third addendum"
+_FRESH = "; the same, fresh seeds: PROTOCOL.md, third addendum"
+_ENDS = {
+    "data": ("vit8-data", "", ""),
+    "long": ("vit8-150000", *(f", after more images: PROTOCOL.md, {which}addendum" for which in ("", "second "))),
+    "again": ("vit8-again", _FRESH, _FRESH),
+}
+"""How names of cells end, in the order of the verdicts: (ViT-8 for H2, what is added to H1, to H2)."""
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _BARS = "bars: 95 % intervals, over images alone where there is one seed"
 _FOLD = "Contrast against fold factor: words, one seed each, and an ideal reader, who knows font, place and ground."
@@ -96,9 +101,10 @@ def first(results: Results, end: str = "data") -> str:
     `end`: of the names of cells, `data` or, for the addenda, `long` and `again`.
     """
     ours, theirs = f"words-{end}", f"vit16-{end}"
-    after = {"data": "", "long": "; after more images: PROTOCOL.md, addendum", "again": f"; {_AGAIN}"}[end]
-    matched = f"parameters and data matched, FLOPs not{after}"
-    what = f"H1, pixels read digits at least 2 px smaller than ViT-16 does ({matched})"
+    _, after, _ = _ENDS[end]
+    what = (
+        f"H1, pixels read digits at least 2 px smaller than ViT-16 does (parameters and data matched, FLOPs not{after})"
+    )
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
     found = _difference(results, "h90", ours, theirs)
@@ -109,7 +115,8 @@ def first(results: Results, end: str = "data") -> str:
     beyond, last = [cell for cell, reached in known.items() if not reached], f"{HEIGHT_K[-1]:g} px"
     said = f"h90 differs by {_interval(found)} px"
     if len(beyond) == 1:
-        said += f"; of {beyond[0]} it may be above {last}, so this difference is a bound"
+        least = f"{-found.high:.1f} px below" if known[ours] else f"{found.low:.1f} px above"
+        said = f"h90 of {ours} is at least {least} that of {theirs}; of {beyond[0]} it may be above {last}"
     elif beyond:
         said = f"h90 of {' and of '.join(beyond)} may be above {last}, so that no difference is known"
     return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_top(results, theirs):.1%} at 20 px."
@@ -117,8 +124,7 @@ def first(results: Results, end: str = "data") -> str:
 
 def second(results: Results, end: str = "data") -> str:
     """H2: the share that `words` reads, against that of ViT-8, after equal FLOPs; `end`: as of `first`."""
-    ours, theirs = f"words-{end}", _PATCHES[end]
-    after = {"data": "", "long": ", after more images: PROTOCOL.md, second addendum", "again": f"; {_AGAIN}"}[end]
+    ours, (theirs, _, after) = f"words-{end}", _ENDS[end]
     what = f"H2, pixels read no more than 2 points less than ViT-8 does (FLOPs matched{after})"
     if reason := _lacking(results, ours, theirs):
         return f"{what}: no comparison, {reason}."
@@ -154,7 +160,7 @@ def arms_table(results: Results) -> list[list[str]]:
     rows = [
         [
             "arm",
-            "matched on",
+            "matched on, or",
             "seeds",
             "parameters",
             "images",
@@ -169,7 +175,7 @@ def arms_table(results: Results) -> list[list[str]]:
     ]
     rows[0] += [f"exact at {HEIGHT_K[-1]:g} px", "exact, unseen fonts"]
     fresh = {cell: study.LONGER[of] for cell, of in study.AGAIN.items()}
-    pooled = {cell: fresh[of] for cell, of in study.POOLED.items()}
+    pooled = {cell: study.LONGER[before] for cell, (before, _) in study.POOLED.items()}
     after = dict.fromkeys(study.LONGER, "more images")
     after |= dict.fromkeys(fresh, "more images, fresh seeds") | dict.fromkeys(pooled, "more images, all seeds")
     for cell, (arm, count) in (study.cells() | study.LONGER | fresh | pooled).items():
@@ -202,11 +208,21 @@ def arms_table(results: Results) -> list[list[str]]:
 
 def beside_table(results: Results) -> list[list[str]]:
     """Differences that the hypotheses leave out."""
-    rows = [["difference", "exact, points", "h50, px", "h90, px"]]
+    rows = [["difference", "exact, points", "seed by seed", "h50, px", "h90, px"]]
     for one, other, what in _PAIRS:
         heights = (_pixels(results, name, one, other) for name in ("h50", "h90"))
-        rows.append([f"{one} − {other}: {what}", _points(results, one, other), *heights])
+        rows.append([f"{one} − {other}: {what}", _points(results, one, other), _by_seed(results, one, other), *heights])
     return rows
+
+
+def _by_seed(results: Results, one: str, other: str) -> str:
+    """Exact matches, each seed less the same of the other cell, which saw the images in the same order."""
+    summaries = results.summary(one), results.summary(other)
+    if _lacking(results, one, other) or summaries[0] is None or summaries[1] is None:
+        return NONE
+    if len(summaries[0].seed_TV) != len(summaries[1].seed_TV):
+        return ""
+    return _interval(stats.estimate(summaries[0], "exact", summaries[1], LEVEL, by_seed=True), 100)
 
 
 def _pixels(results: Results, name: str, one: str, other: str) -> str:
@@ -214,10 +230,12 @@ def _pixels(results: Results, name: str, one: str, other: str) -> str:
     found, last = _difference(results, name, one, other), HEIGHT_K[-1]
     if found is None:
         return NONE
-    values = [summary.value_V[stats.NAMES.index(name)] for cell in (one, other) if (summary := results.summary(cell))]
-    if min(values) >= last:
-        return f"both > {last:g}"
-    return _interval(found) + (", a bound" if max(values) >= last else "")
+    ours, theirs = (
+        summary.value_V[stats.NAMES.index(name)] >= last for cell in (one, other) if (summary := results.summary(cell))
+    )
+    if ours or theirs:
+        return f"both > {last:g}" if ours and theirs else f"≥ {found.low:+.1f}" if ours else f"≤ {found.high:+.1f}"
+    return _interval(found)
 
 
 def ablation_table(results: Results, scenes: dict[int, list[source.Scene]]) -> list[list[str]]:
@@ -308,11 +326,10 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     results = Results(folder)
     _, photos = source.photographs(cifar)
     every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
-    was = (results.image(number * CEILING, "contrast")[0] for number in range(len(every)))
-    if not all(map(np.array_equal, (one.image() for one in every), was)):
-        raise InputError(f"{cifar} does not hold the photographs that the images of {folder} were made with")
+    if not all(source.is_made(folder, name, each, photos) for name, each in source.TESTS.items()):
+        raise InputError(f"{cifar} does not hold the photographs that the tests of {folder} were made with")
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
-    verdicts = [hypothesis(results, end) for end in _PATCHES for hypothesis in (first, second)] + [alike(results)]
+    verdicts = [hypothesis(results, end) for end in _ENDS for hypothesis in (first, second)] + [alike(results)]
     names, shares = fold_shares(results, scenes)
     tables = {
         "Arms": arms_table(results),
@@ -322,7 +339,10 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     }
     notes = {
         "Arms": "Intervals of 95 %, over images and seeds.",
-        "Beside the hypotheses": f"Intervals of {100 * LEVEL:g} %, over images and seeds.",
+        "Beside the hypotheses": f"Intervals of {100 * LEVEL:g} %, over images and seeds; ≤, ≥: one height is above "
+        f"{HEIGHT_K[-1]:g} px, and the interval of the other bounds the difference. Seed by seed: runs of one seed see "
+        "the images in the same order. Verdicts are of the column before that, with as many degrees of freedom as the "
+        "cell of fewer seeds has.",
         "Ablations": _one_seed(results),
         "Few labels": f"Exact matches after {max(study.LABELS):,} images, however many of them are different; one seed "
         "each, intervals over images alone. A run on all images may begin to read after more than these (LOG.md): "
@@ -334,7 +354,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), f"After equal FLOPs; {_BARS}."),
         "longer": (
             curves(results, [study.GUARD, *study.POOLED]),
-            f"After more images: 150,000, all seeds of both times, vit8-long 180,000; {_BARS}.",
+            f"After more images: 150,000, seeds 1 to 7, vit8-long 180,000, one seed; {_BARS}.",
         ),
         "fold": (fold_map(names, shares), _FOLD),
     }

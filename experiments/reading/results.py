@@ -26,14 +26,13 @@ class Results:
             with np.load(folder / f"{name}.npz") as test:
                 self._tests[name] = dict(test)
 
-    def image(self, number: int, test: str = "test") -> tuple[np.ndarray, str]:
-        """One of a test, and what it says."""
-        return self._tests[test]["image"][number], str(self._tests[test]["text"][number])
+    def image(self, number: int) -> tuple[np.ndarray, str]:
+        """One of `test`, and what it says."""
+        return self._tests["test"]["image"][number], str(self._tests["test"]["text"][number])
 
     def results(self, cell: str) -> list[dict[str, Any]]:
-        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of a pooled cell, those of both."""
-        fresh = study.POOLED.get(cell)
-        cells = (cell,) if fresh is None else (study.AGAIN[fresh], fresh)
+        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of `study.POOLED`, of both cells."""
+        cells = study.POOLED.get(cell, (cell,))
         jobs = [job for job in study.all_jobs() for name in cells if job.name in (name, f"{name}-{job.seed}")]
         return [found for found in map(study.result, jobs) if found is not None]
 

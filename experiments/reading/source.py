@@ -187,7 +187,7 @@ def pack(scenes: Iterable[Scene], path: Path, texts: bool) -> None:
                 archive.addfile(info, io.BytesIO(content))
 
 
-def _stamp(name: str, count: int, photos: np.ndarray) -> dict[str, Any]:
+def _made_from(name: str, count: int, photos: np.ndarray) -> dict[str, Any]:
     """What a set is made from: one made from something else is made anew."""
     return {
         "set": name,
@@ -197,8 +197,15 @@ def _stamp(name: str, count: int, photos: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _is_there(file: Path, wanted: dict[str, Any]) -> bool:
-    return file.exists() and json.loads(file.read_text()) == wanted
+def stamp(folder: Path, name: str, count: int, photos: np.ndarray) -> None:
+    """Say what a set was made from."""
+    (folder / f"{name}.json").write_text(json.dumps(_made_from(name, count, photos)))
+
+
+def is_made(folder: Path, name: str, count: int, photos: np.ndarray) -> bool:
+    """Whether `folder` has the set `name`, made of these photographs by this version."""
+    file = folder / f"{name}.json"
+    return file.exists() and json.loads(file.read_text()) == _made_from(name, count, photos)
 
 
 def main(source: str, out: Path) -> None:
@@ -206,24 +213,22 @@ def main(source: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     ours, theirs = photographs(source)
     for name, count in SIZES.items():
-        file, wanted = out / f"{name}.json", _stamp(name, count, ours)
-        if _is_there(file, wanted):
+        if is_made(out, name, count, ours):
             continue
         shutil.rmtree(out / name, ignore_errors=True)
         tar = out / f"{name}.tar"  # of one name always: a data set knows what it was made from
         pack(training(name, ours, count), tar, name != "unlabelled")
         build(str(tar), out / name, Settings(caption="after", validation=min(0.1, VALIDATION / count), test=0))
         tar.unlink()
-        file.write_text(json.dumps(wanted))
+        stamp(out, name, count, ours)
     for name, each in TESTS.items():
-        file, wanted = out / f"{name}.json", _stamp(name, each, theirs)
-        if _is_there(file, wanted):
+        if is_made(out, name, each, theirs):
             continue
         fields = ("text", "height", "contrast", "kind", "font")
         drawn = [(one.image(), *(getattr(one, field) for field in fields)) for one in tests(name, theirs, each)]
         columns = dict(zip(("image", *fields), map(np.array, zip(*drawn, strict=True)), strict=True))
         np.savez_compressed(out / f"{name}.npz", **columns)
-        file.write_text(json.dumps(wanted))
+        stamp(out, name, each, theirs)
 
 
 def command(run: Callable[[str], object], words: list[str]) -> None:

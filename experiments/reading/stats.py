@@ -112,10 +112,13 @@ def summary(cell: Cell, draws: int | None = None) -> Summary:
     return Summary(of(right_KN, wrong_KN), np.array(seeds), np.array(drawn))
 
 
-def estimate(one: Summary, what: str | int, other: Summary | None = None, level: float = 0.95) -> Estimate:
+def estimate(
+    one: Summary, what: str | int, other: Summary | None = None, level: float = 0.95, *, by_seed: bool = False
+) -> Estimate:
     """A number of a cell, or how much larger it is than that of another; of one seed, the spread of images alone.
 
     `what`: one of `NAMES`, or the share of images read exactly at height number `what`, −1: the largest.
+    `by_seed`: the spread is that of differences between the same seeds, of which both have as many.
     """
     at = NAMES.index(what) if isinstance(what, str) else len(NAMES) + what if what >= 0 else what
     value, draw_D = one.value_V[at], one.draw_DV[:, at]
@@ -123,6 +126,8 @@ def estimate(one: Summary, what: str | int, other: Summary | None = None, level:
         value, draw_D = value - other.value_V[at], draw_D - other.draw_DV[:, at]
     images = stats.norm.ppf(0.5 + level / 2) * draw_D.std()
     cells = [cell.seed_TV[:, at] for cell in (one, other) if cell is not None]
+    if by_seed:
+        cells = [cells[0] - cells[1]]
     fewest = min(map(len, cells))
     spread = sum(seed_T.var(ddof=1) / len(seed_T) for seed_T in cells) if fewest > 1 else 0.0
     seeds = stats.t.ppf(0.5 + level / 2, fewest - 1) * spread**0.5 if fewest > 1 else 0.0

@@ -2,6 +2,7 @@
 
 python experiments/reading/source.py CIFAR                        # the data, once
 python experiments/reading/study.py tuning main longer again ablation   # all that is not done, so, one on each core
+python experiments/reading/study.py words-again-6 vit8-again-6    # these runs
 python experiments/reading/study.py                               # what there is, and what is done
 
 A run that was interrupted goes on where it was; one whose settings, data or beginning have changed is trained anew.
@@ -87,8 +88,8 @@ LONGER = {
 """More images, at the learning rates for `arms.IMAGES`: the guard, and H1 and H2 again (PROTOCOL.md, addenda)."""
 AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again": "vit16-long"}
 """The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
-POOLED = {"words-all": "words-again", "vit8-all": "vit8-again", "vit16-all": "vit16-again"}
-"""The seeds of both."""
+POOLED = {cell.replace("again", "all"): (of, cell) for cell, of in AGAIN.items()}
+"""The seeds of both cells."""
 _SEEDS, _FRESH = range(1, 4), range(4, 8)
 _READS = ("test", "held-out")
 
@@ -96,7 +97,7 @@ _READS = ("test", "held-out")
 def seeds(cell: str) -> int:
     """How many: five of what the hypotheses compare, four of what repeats them, three of all others."""
     if cell in POOLED:
-        return len(_SEEDS) + len(_FRESH)
+        return sum(map(seeds, POOLED[cell]))
     return 1 if cell == GUARD else 5 if cell in COMPARED else len(_FRESH) if cell in AGAIN else len(_SEEDS)
 
 
@@ -298,9 +299,11 @@ def _chains(stage: str) -> list[Iterator[Job]]:
     """Jobs of a stage; those of one chain come one after another."""
     if stage == "tuning":
         return [tuning(cell) for cell in cells()]
+    if single := [job for job in all_jobs() if job.name == stage]:
+        return [iter(single)]
     stages = {"main": main_jobs, "longer": longer, "again": again, "ablation": ablations}
     if stage not in stages:
-        raise InputError(f"a stage is tuning, {', '.join(stages)}; got {stage}")
+        raise InputError(f"a stage is tuning, {', '.join(stages)}, or one run; got {stage}")
     ours = stages[stage]()
     after = [job for job in ours if job.name == "pretrained" or job.init]
     return [iter(after), *(iter([job]) for job in ours if job not in after)]
