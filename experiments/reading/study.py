@@ -335,7 +335,7 @@ def _all(chains: list[Iterator[Job]]) -> None:
                         code = subprocess.run(command, stdout=file, stderr=file).returncode
                     if code:
                         return f"{job.name} ended with exit code {code}, see {log}"
-                print(f"{job.name}: done", flush=True)
+                print(f"{job.name}: done\n", end="", flush=True)  # at once: other threads print too
             return ""
         finally:
             free.put(core)
