@@ -21,13 +21,15 @@ test: check
 	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m "not slow"
 
 # What takes long, or needs the compilers of machines that are not here: GPU kernels are compiled for an H100.  Jobs of
-# several processes run one after the other; a real Slurm is installed for one of them, where apt-get can.
+# several processes run one after the other; a real Slurm is installed for one of them, where apt-get can.  What is compared
+# with PyTorch has it at hand.
+TORCH := tests/test_convert.py tests/test_bench.py
 JOBS := tests/test_cluster.py tests/test_bucket.py tests/launch
 test-cluster: .venv/cuda.stamp .venv/torch.stamp
 	PYTHONPATH=.venv/cuda PATH="$$(dirname $$(find $(CURDIR)/.venv/cuda -name ptxas)):$$PATH" \
 		$(BIN)/pytest -q tests/kernels/test_pallas_gpu.py tests/test_compile.py -k compiles_for
-	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m slow $(JOBS:%=--ignore=%)
-	PYTHONPATH='$(CURDIR)/.venv/torch' $(BIN)/pytest -q tests/test_convert.py tests/test_bench.py
+	PYTHONPATH='$(CURDIR)/.venv/tpu' $(BIN)/pytest -n 2 --dist worksteal -q -m slow $(addprefix --ignore=,$(JOBS) $(TORCH))
+	PYTHONPATH='$(CURDIR)/.venv/torch' $(BIN)/pytest -q $(TORCH)
 	$(BIN)/pytest -q -m slow $(JOBS)
 
 # All that a GPU is wanted for, in one command and MINUTES: make h100 OUT=results.  With the jax that is at hand: no .venv.

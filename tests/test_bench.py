@@ -40,6 +40,7 @@ def test_a_batch_is_full_of_images():
     assert (rows.segment_BS == 1).all()
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_and_split(monkeypatch, capsys):
     monkeypatch.setitem(config.PRESETS, "tiny", dataclasses.replace(SMALL, vocab_size=6))
     cli.run(["bench", "train", "tiny", "--rows", "4", "--size", "6", "--steps", "2", "--split", "--json"])

@@ -22,10 +22,10 @@ def codec(config, scale=1.5) -> Codec:
     ("config", "scale"),
     [
         pytest.param(SMALL, 1.5, id="residual"),
-        pytest.param(STEM, 1.5, id="stem"),
+        pytest.param(STEM, 1.5, id="stem", marks=pytest.mark.slow),
         pytest.param(BY_CHANNEL, 1.5, id="by-channel", marks=pytest.mark.slow),
         pytest.param(ONE_LEVEL, 1.5, id="one-level", marks=pytest.mark.slow),
-        pytest.param(BY_CHANNEL, 2.0, id="overconfident"),
+        pytest.param(BY_CHANNEL, 2.0, id="overconfident", marks=pytest.mark.slow),
     ],
 )
 def test_what_comes_out_is_what_went_in_and_as_long_as_its_likelihood(config, scale):

@@ -203,6 +203,7 @@ def test_a_converted_run_has_the_parameters_of_the_model_and_of_the_preset():
     assert convert.upw_model(empty) == preset
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_converted_weights(converted, pictures, tmp_path, capsys):
     file = tmp_path / "more.py"
     file.write_text(EXPERIMENT.format(model=SILENT, path=str(pictures)))

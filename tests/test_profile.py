@@ -31,6 +31,7 @@ def profiles(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / "profile").rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_asked_for_are_recorded(experiment, tmp_path, capsys):
     command = ["train", str(experiment), "--run_dir", str(tmp_path), "--train.steps", "4"]
     cli.run([*command, "--profile.start", "2", "--profile.steps", "2"])

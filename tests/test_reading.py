@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import arms
 import ceiling
+import compare
 import report
 import source
 import stats
@@ -244,7 +246,7 @@ def test_a_psychometric_function_is_found_again():
 
 def test_intervals_over_images_are_neither_too_narrow_nor_too_wide():
     rng = np.random.default_rng(1)
-    summaries = [stats.summary(drawn(rng), draws=60) for _ in range(40)]
+    summaries = [stats.summary(drawn(rng), draws=30) for _ in range(40)]
     truth = {"exact": stats.curve(HEIGHT_K, LAW).mean()}
     truth |= {f"h{level}": stats.threshold(HEIGHT_K, LAW, level / 100) for level in (50, 90)}
     for name, value in truth.items():
@@ -256,10 +258,10 @@ def test_intervals_over_images_are_neither_too_narrow_nor_too_wide():
 
 def test_intervals_over_seeds_cover_what_seeds_change():
     rng = np.random.default_rng(2)
-    found = [stats.estimate(stats.summary(drawn(rng, seeds=3, spread=0.1), draws=40), "h50") for _ in range(40)]
+    found = [stats.estimate(stats.summary(drawn(rng, seeds=3, spread=0.1), draws=15), "h50") for _ in range(40)]
     middle = stats.threshold(HEIGHT_K, LAW, 0.5)
     assert np.mean([one.low <= middle <= one.high for one in found]) >= 0.85
-    alone = [stats.estimate(stats.summary(drawn(rng, seeds=3), draws=40), "h50") for _ in range(10)]
+    alone = [stats.estimate(stats.summary(drawn(rng, seeds=3), draws=15), "h50") for _ in range(10)]
     widths = [np.mean([one.high - one.low for one in some]) for some in (found, alone)]
     assert widths[0] > 2 * widths[1]
 
@@ -428,6 +430,46 @@ def test_what_lies_beyond_the_heights_decides_only_what_it_can(words, vit16, ver
         row for row in report.beside_table(Results(tests_of_eight)) if row[0].startswith("words-data − vit16-data")
     ]
     assert re.fullmatch(shown, row[-1])
+
+
+@pytest.mark.parametrize(
+    ("px", "upper", "said"),
+    [
+        (-5.4, True, "at least 5.4 px below"),
+        (0.3, True, "at most 0.3 px above"),
+        (0.3, False, "at least 0.3 px above"),
+        (-5.4, False, "at most 5.4 px below"),
+    ],
+)
+def test_a_difference_with_one_end_is_said_as_such(px, upper, said):
+    assert report._limit(px, upper=upper) == said
+
+
+def test_results_made_anew_are_compared_with_those_of_a_commit(results, monkeypatch, capsys):
+    monkeypatch.setattr(study, "chosen", lambda cell: 1e-3)
+    first, second, third = study.main_jobs()[:3]
+    for job in (first, second):
+        put(job, tests={"test": {"distances": study.encode([0, 1, 2, 0]), "wrong": []}})
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], cwd=results, check=True)
+    compare.main()
+    whole = len(list(results.glob("*.json")))
+    assert capsys.readouterr().out == f"{whole} results are those of HEAD\n"
+    put(first, tests={"test": {"distances": study.encode([0, 0, 2, 0]), "wrong": []}}, validation=0.5)
+    put(third)
+    compare.main("HEAD")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{third.name}: not in HEAD" in lines
+    (line,) = [line for line in lines if line.startswith(f"{first.name}: ")]
+    assert "validation 0.5000 (before 1.0000)" in line
+    assert "test: 1 of 4 images differ, exact 75.0 % (before 50.0 %)" in line
+    assert lines[-1] == f"{whole - 1} results are those of HEAD"
+    monkeypatch.setattr(arms, "BATCH", 16)
+    put(second)
+    compare.main()
+    assert f"{second.name}: other settings, not compared" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"^none is no commit$"):
+        compare.main("none")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):

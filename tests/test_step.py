@@ -59,7 +59,7 @@ def one(experiment):
         pytest.param(Mesh(data=4), marks=pytest.mark.slow),
         pytest.param(Mesh(data=1, fsdp=4), marks=pytest.mark.slow),
         pytest.param(Mesh(data=1, window=4), marks=pytest.mark.slow),
-        Mesh(data=2, tensor=2),
+        pytest.param(Mesh(data=2, tensor=2), marks=pytest.mark.slow),
         pytest.param(Mesh(data=1, fsdp=2, dcn_data=2), marks=pytest.mark.slow),
         pytest.param(Mesh(data=1, fsdp=2, window=2), marks=pytest.mark.slow),
         pytest.param(Mesh(data=1, window=2, tensor=2), marks=pytest.mark.slow),

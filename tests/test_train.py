@@ -196,6 +196,7 @@ def test_a_finished_run_has_nothing_to_do(experiment, finished, tmp_path, capsys
     assert (tmp_path / "run" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "second"
     monkeypatch.setattr("pixtok.train.peak", lambda kind: 1e9)
@@ -217,6 +218,7 @@ def test_a_run_begins_with_the_weights_of_another(experiment, finished, tmp_path
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_words_alone_begin_with_a_model_that_has_blocks_under_its_stem(experiment, tmp_path, capsys):
     both, words = tmp_path / "both", tmp_path / "words"
     command = ["train", str(experiment), "--model.stem", "8", "--train.steps", "3"]
@@ -343,6 +345,7 @@ def test_compressed_files_come_back(finished, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_may_begin_anew(experiment, tmp_path, capsys):
     command = ["train", str(experiment), "--run_dir", str(tmp_path / "run")]
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -390,6 +393,7 @@ def test_processes_that_differ_are_told_apart(finished):
         check_alike({0: identity(config), 1: identity(json.loads((finished / "config.json").read_text()))})
 
 
+@pytest.mark.slow
 def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path, monkeypatch, capsys):
     from pixtok.data import images
 
@@ -411,6 +415,7 @@ def test_too_many_documents_gone_bad_stop_the_run(experiment, dataset, tmp_path,
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training_is_refused_before_it_is_read(experiment, finished, tmp_path, capsys):
     other, run_dir = tmp_path / "other", tmp_path / "run"
     short = ["--train.steps", "3", "--train.eval_every", "3"]

@@ -115,8 +115,8 @@ def first(results: Results, end: str = "data") -> str:
     beyond, last = [cell for cell, reached in known.items() if not reached], f"{HEIGHT_K[-1]:g} px"
     said = f"h90 differs by {_interval(found)} px"
     if len(beyond) == 1:
-        least = f"{-found.high:.1f} px below" if known[ours] else f"{found.low:.1f} px above"
-        said = f"h90 of {ours} is at least {least} that of {theirs}; of {beyond[0]} it may be above {last}"
+        where = _limit(found.high, upper=True) if known[ours] else _limit(found.low, upper=False)
+        said = f"h90 of {ours} is {where} that of {theirs}; of {beyond[0]} it may be above {last}"
     elif beyond:
         said = f"h90 of {' and of '.join(beyond)} may be above {last}, so that no difference is known"
     return f"{what}: {_verdict(holds, fails)}; {said}; {theirs} reads {_top(results, theirs):.1%} at 20 px."
@@ -149,6 +149,12 @@ def _points(results: Results, one: str, other: str) -> str:
 
 def _interval(found: stats.Estimate, scale: float = 1) -> str:
     return f"{scale * found.value:+.1f} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
+
+
+def _limit(px: float, *, upper: bool) -> str:
+    """A difference of which only one end is known, `upper` or lower."""
+    below = px < 0
+    return f"at {'least' if below == upper else 'most'} {abs(px):.1f} px {'below' if below else 'above'}"
 
 
 def _verdict(holds: bool, fails: bool) -> str:
@@ -325,9 +331,9 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     """Write the page, and the results in README.md.  Raises InputError."""
     results = Results(folder)
     _, photos = source.photographs(cifar)
-    every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
     if not all(source.is_made(folder, name, each, photos) for name, each in source.TESTS.items()):
         raise InputError(f"{cifar} does not hold the photographs that the tests of {folder} were made with")
+    every = list(itertools.islice(source.tests("contrast", photos, source.TESTS["contrast"]), 0, None, CEILING))
     scenes = {contrast: [one for one in every if one.contrast == contrast] for contrast in source.CONTRASTS}
     verdicts = [hypothesis(results, end) for end in _ENDS for hypothesis in (first, second)] + [alike(results)]
     names, shares = fold_shares(results, scenes)

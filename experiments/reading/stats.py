@@ -57,21 +57,32 @@ def fit(height_K: np.ndarray, share_K: np.ndarray) -> tuple[float, float, float]
     """(log h₀, β, λ) of the psychometric function; as many images at each height."""
     log_K = np.log(height_K)
 
-    def nats(x: np.ndarray) -> float:
-        p_K = np.clip(curve(height_K, tuple(x)), 1e-6, 1 - 1e-6)
-        return -float(np.mean(share_K * np.log(p_K) + (1 - share_K) * np.log1p(-p_K)))
+    def nats(x: np.ndarray) -> tuple[float, np.ndarray]:
+        middle, slope, lapse = x
+        rise_K = _logistic(slope * (log_K - middle))
+        free_K = (1 - lapse) * rise_K
+        p_K = np.clip(free_K, 1e-6, 1 - 1e-6)
+        loss = -np.mean(share_K * np.log(p_K) + (1 - share_K) * np.log1p(-p_K))
+        by_p_K = ((1 - share_K) / (1 - p_K) - share_K / p_K) / len(p_K) * (p_K == free_K)
+        by_exponent_K = by_p_K * free_K * (1 - rise_K)
+        by_slope = np.sum(by_exponent_K * (log_K - middle))
+        return float(loss), np.array([-slope * np.sum(by_exponent_K), by_slope, -np.sum(by_p_K * rise_K)])
 
     middle = float(np.interp(0.5 * share_K.max(), np.maximum.accumulate(share_K), log_K))
     start = np.array([middle, 5.0, min(0.3, max(1e-3, 1 - share_K.max()))])
     bounds = [(log_K[0] - 1, log_K[-1] + 2), (0.5, 40), (0, 0.5)]
-    found = optimize.minimize(nats, start, method="L-BFGS-B", bounds=bounds)
+    found = optimize.minimize(nats, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return float(found.x[0]), float(found.x[1]), float(found.x[2])
 
 
 def curve(height: np.ndarray, law: tuple[float, float, float]) -> np.ndarray:
     """p(h)."""
     middle, slope, lapse = law
-    return (1 - lapse) / (1 + np.exp(-slope * (np.log(height) - middle)))
+    return (1 - lapse) * _logistic(slope * (np.log(height) - middle))
+
+
+def _logistic(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 def threshold(height_K: np.ndarray, law: tuple[float, float, float], level: float) -> float:

@@ -193,6 +193,7 @@ def test_what_a_stem_reads_begins_linear_in_colour(factor):
     np.testing.assert_allclose(slopes.std(axis=1), 0.5, rtol=0.35)
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_nothing():
     rows = batch(("ab", image(4, 7)))
 
