@@ -464,10 +464,13 @@ def test_results_made_anew_are_compared_with_those_of_a_commit(results, monkeypa
     assert "validation 0.5000 (before 1.0000)" in line
     assert "test: 1 of 4 images differ, exact 75.0 % (before 50.0 %)" in line
     assert lines[-1] == f"{whole - 1} results are those of HEAD"
+    (results / f"{first.name}.json").unlink()
     monkeypatch.setattr(arms, "BATCH", 16)
     put(second)
     compare.main()
-    assert f"{second.name}: other settings, not compared" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{second.name}: other settings, not compared" in lines
+    assert f"{first.name}: not here" in lines
     with pytest.raises(InputError, match=r"^none is no commit$"):
         compare.main("none")
 

@@ -38,9 +38,13 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def main(revision: str = "HEAD") -> None:
-    """Print a line for each result that was made anew, and how many were not.  Raises InputError."""
-    if _git("rev-parse", "--verify", f"{revision}^{{commit}}") is None:
+    """Print a line for each result that was made anew or is missing, and how many are as before.  Raises InputError."""
+    committed = _git("ls-tree", "--name-only", f"{revision}^{{commit}}", "./")
+    if committed is None:
         raise InputError(f"{revision} is no commit")
+    for name in committed.split():
+        if name.endswith(".json") and not (study.RESULTS / name).exists():
+            print(f"{name.removesuffix('.json')}: not here")
     same = 0
     for file in sorted(study.RESULTS.glob("*.json")):
         text, before = file.read_text(), _git("show", f"{revision}:./{file.name}")

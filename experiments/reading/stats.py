@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 DRAWS = 400
 NAMES = ("exact", "cer", "h50", "h90")
@@ -59,7 +59,7 @@ def fit(height_K: np.ndarray, share_K: np.ndarray) -> tuple[float, float, float]
 
     def nats(x: np.ndarray) -> tuple[float, np.ndarray]:
         middle, slope, lapse = x
-        rise_K = _logistic(slope * (log_K - middle))
+        rise_K = special.expit(slope * (log_K - middle))
         free_K = (1 - lapse) * rise_K
         p_K = np.clip(free_K, 1e-6, 1 - 1e-6)
         loss = -np.mean(share_K * np.log(p_K) + (1 - share_K) * np.log1p(-p_K))
@@ -78,11 +78,7 @@ def fit(height_K: np.ndarray, share_K: np.ndarray) -> tuple[float, float, float]
 def curve(height: np.ndarray, law: tuple[float, float, float]) -> np.ndarray:
     """p(h)."""
     middle, slope, lapse = law
-    return (1 - lapse) * _logistic(slope * (np.log(height) - middle))
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return (1 - lapse) * special.expit(slope * (np.log(height) - middle))
 
 
 def threshold(height_K: np.ndarray, law: tuple[float, float, float], level: float) -> float:
