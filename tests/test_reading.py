@@ -12,6 +12,7 @@ import pytest
 import arms
 import ceiling
 import compare
+import pace
 import report
 import source
 import stats
@@ -523,6 +524,43 @@ def test_all_arms_see_the_same_images_in_the_same_order(tmp_path):
         with loader.stream(0) as batches:
             orders.append([next(batches).documents for _ in range(4)])
     assert orders[0] == orders[1] == orders[2]
+
+
+def test_the_pace_of_arms_tells_how_long_the_study_takes(results, monkeypatch, capsys):
+    paces = {arm: pace.Pace(30.0, 0.01 * (1 + number), 6.0, 0.001) for number, arm in enumerate(sorted(arms.MODELS))}
+    monkeypatch.setattr(pace, "measured", lambda core, arm: paces[arm])
+    guard, *_ = study.main_jobs()
+    own = paces["vit8"]
+    assert own.minutes(guard) == pytest.approx((30 + own.step * guard.images / 8 + 6 + 16) / 60)
+    pretrained = next(job for job in study.ablations() if not job.reads)
+    assert own.minutes(pretrained) == pytest.approx((30 + own.step * pretrained.images / 8) / 60)
+    monkeypatch.setattr(study, "DATA", results)
+    with pytest.raises(InputError, match=r"has no test\.npz"):
+        pace.main([])
+    (results / "test.npz").touch()
+    with pytest.raises(InputError, match=r"^stages are tuning, main, longer, again, ablation; got most$"):
+        pace.main(["main", "most"])
+    pace.main(["tuning", "again"])
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    count = len(study.cells()) * len(study.RATES)
+    assert lines["tuning"][0] == f"{count}"
+    assert lines["tuning"][2] == f"{count * 2 / 60:.1f}"  # as recorded
+    assert lines["again"][2] == "-"  # nothing is
+    hours = sum(paces[job.arm].minutes(job) for job in study.all_tuning() + study.again()) / 60
+    assert float(lines["all"][1]) == pytest.approx(hours, abs=0.06)
+    longest = max(paces[job.arm].minutes(job) for job in study.again())
+    assert float(lines["again"][3]) == pytest.approx(longest, abs=0.6)
+
+
+@pytest.mark.slow
+def test_the_pace_of_an_arm_is_measured_by_a_run_that_leaves_nothing(tests_of_eight, monkeypatch):
+    small(tests_of_eight)
+    monkeypatch.setattr(study, "DATA", tests_of_eight)
+    monkeypatch.setattr(study, "RUNS", tests_of_eight / "runs")
+    monkeypatch.setattr(pace, "PART", arms.matched("vit16") // 48)
+    found = pace.measure("vit16")
+    assert 0 < found.image < found.step < found.begin
+    assert not list(study.RUNS.iterdir())
 
 
 @pytest.mark.slow

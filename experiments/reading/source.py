@@ -152,9 +152,14 @@ def training(name: str, photos: np.ndarray, count: int) -> Iterator[Scene]:
         yield scene(seed, photos, FONTS, (1, 3), round(height, 1), round(contrast))
 
 
+def contrasts(name: str) -> tuple[int, ...]:
+    """Of a set that is read."""
+    return CONTRASTS if name == "contrast" else (CONTRAST,)
+
+
 def tests(name: str, photos: np.ndarray, each: int) -> Iterator[Scene]:
     """The scenes of a set that is read, of 2 or 3 digits; `each`: for each height, and contrast."""
-    cells = itertools.product(CONTRASTS if name == "contrast" else (CONTRAST,), HEIGHTS, range(each))
+    cells = itertools.product(contrasts(name), HEIGHTS, range(each))
     for number, (contrast, height, _) in enumerate(cells):
         fonts = HELD_OUT if name == "held-out" else FONTS
         yield scene((_SEEDS[name], number), photos, fonts, (2, 3), height, contrast)

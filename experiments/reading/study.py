@@ -22,10 +22,10 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -40,6 +40,8 @@ from pixtok.reader import Reader
 from pixtok.run import Run
 from pixtok.words import Bytes
 
+T = TypeVar("T")
+R = TypeVar("R")
 DATA = Path("datasets/reading")
 RUNS = Path("runs/reading")
 RESULTS = Path(__file__).parents[1] / "results" / "reading"
@@ -153,9 +155,13 @@ def ablations() -> list[Job]:
     return jobs
 
 
+STAGES = {"main": main_jobs, "longer": longer, "again": again, "ablation": ablations}
+"""After tuning: name → jobs."""
+
+
 def all_jobs() -> list[Job]:
     """All that count."""
-    return main_jobs() + longer() + again() + ablations()
+    return [job for jobs in STAGES.values() for job in jobs()]
 
 
 def _tuning(cell: str, rate: float) -> Job:
@@ -179,6 +185,11 @@ def tried(cell: str) -> dict[float, dict[str, Any]]:
     rates = [json.loads(file.read_text())["settings"]["rate"] for file in RESULTS.glob(f"tuning-{cell}-*.json")]
     jobs = {rate: _tuning(cell, rate) for rate in sorted(rates)}
     return {rate: found for rate, job in jobs.items() if (found := result(job)) is not None}
+
+
+def all_tuning() -> list[Job]:
+    """Of all cells: the rates that were tried, at first those to try."""
+    return [_tuning(cell, rate) for cell in cells() for rate in sorted({*RATES, *tried(cell)})]
 
 
 def chosen(cell: str) -> float:
@@ -237,24 +248,33 @@ def flags(job: Job) -> list[str]:
     return [word for name, value in pairs for word in (f"--{name}", f"{value}")]
 
 
+def train(job: Job) -> int:
+    """By `pixtok train`; its exit code."""
+    return subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)]).returncode
+
+
+def reader(job: Job) -> Reader:
+    """With the weights that training left."""
+    _, _, params = weights.load(Run(folder(job)), None)  # pyright: ignore[reportArgumentType]
+    return Reader(arms.MODELS[job.arm], params, Bytes(), limit=4)
+
+
 def run(job: Job) -> None:
     """Train, read, and write the result.  Exits with the code of training that does not end."""
-    ended = subprocess.run([sys.executable, "-m", "pixtok", "train", arms.__file__, *flags(job)])
-    if ended.returncode not in (ExitCode.DONE, ExitCode.NOT_FINITE):
-        sys.exit(ended.returncode)
-    model, loss = arms.MODELS[job.arm], math.inf  # of a rate at which training does not stay finite
-    if ended.returncode == ExitCode.DONE:
+    code, loss = train(job), math.inf  # of a rate at which training does not stay finite
+    if code not in (ExitCode.DONE, ExitCode.NOT_FINITE):
+        sys.exit(code)
+    if code == ExitCode.DONE:
         loss = json.loads((folder(job) / "summary.json").read_text())["validation"]["nats_word"]
     begin, tests = time.monotonic(), {}
     if job.reads and math.isfinite(loss):
-        _, _, params = weights.load(Run(folder(job)), None)  # pyright: ignore[reportArgumentType]
-        reader = Reader(model, params, Bytes(), limit=4)
-        tests = {name: _read(reader, name) for name in job.reads}
+        reads = reader(job)
+        tests = {name: _read(reads, name) for name in job.reads}
     trained = json.loads((folder(job) / "goodput.json").read_text())["wall"]
     found = {
         "settings": settings(job),
         "validation": loss,
-        "parameters": flops.parameters(model),
+        "parameters": flops.parameters(arms.MODELS[job.arm]),
         "gflop_an_image": arms.gflop(job.arm),
         "minutes": {"training": round(trained / 60, 1), "reading": round((time.monotonic() - begin) / 60, 1)},
         "made": f"{datetime.date.today()}, Python {platform.python_version()}, jax {jax.__version__}, one CPU core",
@@ -301,56 +321,62 @@ def _chains(stage: str) -> list[Iterator[Job]]:
         return [tuning(cell) for cell in cells()]
     if single := [job for job in all_jobs() if job.name == stage]:
         return [iter(single)]
-    stages = {"main": main_jobs, "longer": longer, "again": again, "ablation": ablations}
-    if stage not in stages:
-        raise InputError(f"a stage is tuning, {', '.join(stages)}, or one run; got {stage}")
-    ours = stages[stage]()
+    if stage not in STAGES:
+        raise InputError(f"a stage is tuning, {', '.join(STAGES)}, or one run; got {stage}")
+    ours = STAGES[stage]()
     after = [job for job in ours if job.name == "pretrained" or job.init]
     return [iter(after), *(iter([job]) for job in ours if job not in after)]
 
 
 def _all(chains: list[Iterator[Job]]) -> None:
     """All their jobs, one on each core.  A run that fails ends its chain alone; raises InputError then."""
-    cores = sorted(os.sched_getaffinity(0))
+
+    def one(core: int, jobs: Iterator[Job]) -> str:
+        for job in jobs:
+            if result(job) is None:
+                log = Path(f"{folder(job)}.log")  # a rate has a point in it
+                log.parent.mkdir(parents=True, exist_ok=True)
+                command = [*on(core), __file__, json.dumps(dataclasses.asdict(job))]
+                with log.open("a") as file:
+                    code = subprocess.run(command, stdout=file, stderr=file).returncode
+                if code:
+                    return f"{job.name} ended with exit code {code}, see {log}"
+            print(f"{job.name}: done\n", end="", flush=True)  # at once: other threads print too
+        return ""
+
+    failed = [said for said in on_cores(one, chains) if said]
+    if failed:
+        raise InputError(f"{'; '.join(failed)}; run again to go on")
+
+
+def on(core: int) -> list[str]:
+    """What begins a Python command that stays on a core."""
+    return ["taskset", "-c", str(core), sys.executable]
+
+
+def on_cores(work: Callable[[int, T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work(core, item)` of each in order, one at a time on each core."""
     free = queue.SimpleQueue[int]()
+    cores = sorted(os.sched_getaffinity(0))
     for core in cores:
         free.put(core)
 
-    def one(jobs: Iterator[Job]) -> str:
+    def one(item: T) -> R:
         core = free.get()
         try:
-            for job in jobs:
-                if result(job) is None:
-                    log = Path(f"{folder(job)}.log")  # a rate has a point in it
-                    log.parent.mkdir(parents=True, exist_ok=True)
-                    command = [
-                        "taskset",
-                        "-c",
-                        str(core),
-                        sys.executable,
-                        __file__,
-                        json.dumps(dataclasses.asdict(job)),
-                    ]
-                    with log.open("a") as file:
-                        code = subprocess.run(command, stdout=file, stderr=file).returncode
-                    if code:
-                        return f"{job.name} ended with exit code {code}, see {log}"
-                print(f"{job.name}: done\n", end="", flush=True)  # at once: other threads print too
-            return ""
+            return work(core, item)
         finally:
             free.put(core)
 
     with ThreadPoolExecutor(len(cores)) as pool:
-        failed = [said for said in pool.map(one, chains) if said]
-    if failed:
-        raise InputError(f"{'; '.join(failed)}; run again to go on")
+        yield from pool.map(one, items)
 
 
 def main(words: list[str]) -> None:
     """Of the command line.  Raises InputError."""
     if not words:
         for job in all_jobs():
-            print(f"{'done' if _file(job).exists() and result(job) else '-':5} {job.name}")
+            print(f"{'done' if result(job) else '-':5} {job.name}")
     elif words[0].startswith("{"):
         run(Job(**json.loads(words[0])))
     else:
