@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from pixtok import config
+from pixtok import config, heap
 from pixtok.arguments import experiment, parse, table
 from pixtok.bench.settings import Settings as BenchSettings
 from pixtok.data.build import Settings
@@ -467,6 +467,7 @@ def run(args: Sequence[str]) -> ExitCode:
 
 def main() -> None:
     """Entry point of the command `pixtok`."""
+    heap.keep()
     import absl.logging
 
     # Libraries log their every step as information; what users need, pixtok says itself.

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # What a module may import comes on an earlier line, or on its own.
 ORDER = [
-    {"errors", "axes", "draw", "hardware", "hlo", "page"},
+    {"errors", "axes", "draw", "hardware", "heap", "hlo", "page"},
     {"fold", "windows", "words", "files", "extras"},
     {"config"},
     {"bench.settings", "scaling.settings", "arguments"},
