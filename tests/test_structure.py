@@ -21,7 +21,7 @@ ORDER = [
     {"scaling.surface"},
     {"scaling.allocation"},
     {"document", "cluster"},
-    {"data.images", "peer"},
+    {"data.images", "data.records", "peer"},
     {"data.index"},
     {"data.sources", "data.packing", "data.mixture", "data.glyphs", "data.picture"},
     {"data.build", "data.pipeline"},

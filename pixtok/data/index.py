@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import grain
 import msgpack
 import numpy as np
 from jaxtyping import Int8, Int32, Int64
 
 from pixtok import words
+from pixtok.data.records import Records
 from pixtok.document import Document
 from pixtok.errors import InputError
 
@@ -93,8 +93,7 @@ class Dataset:
             self.manifest = Manifest(**content)
             with (self.path / "index.npz").open("rb") as file, np.load(file) as arrays:
                 self.index = Index(**arrays)
-            files = [str(self.path / RECORDS.format(number)) for number in range(self.manifest.records)]
-            self._records: Any = grain.sources.ArrayRecordDataSource(files)
+            self._records = Records([self.path / RECORDS.format(number) for number in range(self.manifest.records)])
             if len(self._records) != len(self.index.split_N):
                 raise ValueError(f"{len(self._records)} records of {len(self.index.split_N)}")
         except InputError:
