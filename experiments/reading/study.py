@@ -1,7 +1,7 @@
 """All runs of the study, and what each reads: one file of results for each.
 
 python experiments/reading/source.py CIFAR                        # the data, once
-python experiments/reading/study.py tuning main longer again ablation   # all that is not done, so, one on each core
+python experiments/reading/study.py tuning main longer again more ablation   # all that is not done, so, one on each core
 python experiments/reading/study.py words-again-6 vit8-again-6    # these runs
 python experiments/reading/study.py                               # what there is, and what is done
 
@@ -90,17 +90,26 @@ LONGER = {
 """More images, at the learning rates for `arms.IMAGES`: the guard, and H1 and H2 again (PROTOCOL.md, addenda)."""
 AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again": "vit16-long"}
 """The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
-POOLED = {cell.replace("again", "all"): (of, cell) for cell, of in AGAIN.items()}
-"""The seeds of both cells."""
-_SEEDS, _FRESH = range(1, 4), range(4, 8)
+MORE = {"words-more": "words-long", "vit8-more": "vit8-150000"}
+"""H2 a last time (PROTOCOL.md, fourth addendum)."""
+POOLED = {
+    "words-all": ("words-long", "words-again", "words-more"),
+    "vit8-all": ("vit8-150000", "vit8-again", "vit8-more"),
+    "vit16-all": ("vit16-long", "vit16-again"),
+}
+"""The seeds of all these cells."""
+_SEEDS, _FRESH, _LAST = range(1, 4), range(4, 8), range(8, 16)
 _READS = ("test", "held-out")
 
 
 def seeds(cell: str) -> int:
-    """How many: five of what the hypotheses compare, four of what repeats them, three of all others."""
+    """How many: five of what the hypotheses compare, four and eight of what repeats them, three of all others."""
     if cell in POOLED:
         return sum(map(seeds, POOLED[cell]))
-    return 1 if cell == GUARD else 5 if cell in COMPARED else len(_FRESH) if cell in AGAIN else len(_SEEDS)
+    of_some = (
+        {GUARD: 1} | dict.fromkeys(COMPARED, 5) | dict.fromkeys(AGAIN, len(_FRESH)) | dict.fromkeys(MORE, len(_LAST))
+    )
+    return of_some.get(cell, len(_SEEDS))
 
 
 def main_jobs() -> list[Job]:
@@ -139,6 +148,11 @@ def again() -> list[Job]:
     return [job for cell, of in AGAIN.items() for job in _after_more(cell, of, _FRESH)]
 
 
+def more() -> list[Job]:
+    """Those of its fourth, each seed of both before the next."""
+    return [job for seed in _LAST for cell, of in MORE.items() for job in _after_more(cell, of, range(seed, seed + 1))]
+
+
 def ablations() -> list[Job]:
     """Of one seed each: fold factors, windows, what the pixel decoder sees, and pretraining for few labels."""
     folds, test = ("test", "contrast"), ("test",)
@@ -155,7 +169,7 @@ def ablations() -> list[Job]:
     return jobs
 
 
-STAGES = {"main": main_jobs, "longer": longer, "again": again, "ablation": ablations}
+STAGES = {"main": main_jobs, "longer": longer, "again": again, "more": more, "ablation": ablations}
 """After tuning: name → jobs."""
 
 
