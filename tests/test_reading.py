@@ -133,7 +133,9 @@ def test_names_of_runs_are_their_own(results):
     jobs = [*study.all_jobs(), *(study._tuning(cell, 1e-3) for cell in study.cells())]
     assert len({job.name for job in jobs}) == len(jobs)
     assert len({study.folder(job) for job in jobs}) == len(jobs)
-    assert not {job.seed for job in study.again()} & {job.seed for job in study.longer()}
+    stages = (study.longer(), study.again(), study.more())
+    numbers = [{job.seed for job in stage} for stage in stages]  # fresh in each
+    assert sum(map(len, numbers)) == len(set.union(*numbers))
     begun = {job.init for job in jobs if job.init}
     assert begun <= {job.name for job in jobs}
 
@@ -349,7 +351,7 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     readme.write_text(f"# Title\n\n{report._MARKS[0]}\nold\n{report._MARKS[1]}\n\nrest\n")
     monkeypatch.setattr(report, "__file__", str(tests_of_eight / "report.py"))
     again = smallest | {"words": 22 - smallest["words"]}  # fresh seeds of 8 read 14, of 14 read 8
-    for job in study.main_jobs() + study.longer() + study.again():
+    for job in study.main_jobs() + study.longer() + study.again() + study.more():
         if job.arm in smallest:
             reads(tests_of_eight, job, (again if "again" in job.name else smallest)[job.arm])
     report.main(str(photos), tests_of_eight)
@@ -363,13 +365,16 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert other.get(first, first.replace("data", "again")) in said[4]
     assert other.get(second, second) in said[5]
     assert "third addendum" in said[5]
-    assert said[6].count("points: 8 × 8, ") == 1
-    assert ("8 × 8, no comparison" in said[6]) == ("no comparison" in second)
-    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[6]) == (second == "HOLDS")
-    assert "16 × 16, no comparison" in said[6]
+    assert second in said[6]
+    assert "H2" in said[6]
+    assert "fourth addendum" in said[6]
+    assert said[7].count("points: 8 × 8, ") == 1
+    assert ("8 × 8, no comparison" in said[7]) == ("no comparison" in second)
+    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[7]) == (second == "HOLDS")
+    assert "16 × 16, no comparison" in said[7]
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
-    assert [len(shown), page.count("<svg")] == [7, 4]
+    assert [len(shown), page.count("<svg")] == [8, 4]
     assert first in shown[0]
     assert "data:image/png" in page
     assert report.MISSING in page  # upw, full and all ablations
@@ -379,11 +384,14 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert text.endswith(f"{report._MARKS[1]}\n\nrest\n")
     assert "| words | data | 5 |" in text
     assert "| words | more images, fresh seeds | 4 |" in text
-    assert "| words | more images, all seeds | 7 |" in text
+    assert "| words | more images, eight more seeds | 8 |" in text
+    assert "| words | more images, all seeds | 15 |" in text
+    assert ("| vit16 | more images, all seeds | 7 |" in text) == ("vit16" in smallest)
     rows = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("| words-")}
-    seven = {8: "-21.4 (", 14: "-16.1 ("}[smallest["words"]]  # three seeds read as the others do, or four
-    assert rows["| words-all − vit8-all"].split(" | ")[1].startswith("no comparison" if "no" in second else seven)
-    shares = [75.0 if smallest["words"] == 8 else 37.5] * 3 + [37.5 if smallest["words"] == 8 else 75.0] * 4
+    all_seeds = {8: "-10.0 (", 14: "-27.5 ("}[smallest["words"]]  # four of fifteen read otherwise
+    assert rows["| words-all − vit8-all"].split(" | ")[1].startswith("no comparison" if "no" in second else all_seeds)
+    usual, fresh = (75.0, 37.5) if smallest["words"] == 8 else (37.5, 75.0)
+    shares = [usual] * 3 + [fresh] * 4 + [usual] * 8
     assert f"| {', '.join(map(str, shares))} |" in text
     tuned = len(study.RATES) * len(study.cells())
     assert f", {tuned} of them to choose learning rates," in text
@@ -538,7 +546,7 @@ def test_the_pace_of_arms_tells_how_long_the_study_takes(results, monkeypatch, c
     with pytest.raises(InputError, match=r"has no test\.npz"):
         pace.main([])
     (results / "test.npz").touch()
-    with pytest.raises(InputError, match=r"^stages are tuning, main, longer, again, ablation; got most$"):
+    with pytest.raises(InputError, match=r"^stages are tuning, main, longer, again, more, ablation; got most$"):
         pace.main(["main", "most"])
     pace.main(["tuning", "again"])
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}

@@ -31,7 +31,7 @@ class Results:
         return self._tests["test"]["image"][number], str(self._tests["test"]["text"][number])
 
     def results(self, cell: str) -> list[dict[str, Any]]:
-        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of `study.POOLED`, of both cells."""
+        """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of `study.POOLED`, of all its cells."""
         cells = study.POOLED.get(cell, (cell,))
         jobs = [job for job in study.all_jobs() for name in cells if job.name in (name, f"{name}-{job.seed}")]
         return [found for found in map(study.result, jobs) if found is not None]

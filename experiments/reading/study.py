@@ -1,7 +1,7 @@
 """All runs of the study, and what each reads: one file of results for each.
 
 python experiments/reading/source.py CIFAR                        # the data, once
-python experiments/reading/study.py tuning main longer again more ablation   # all that is not done, so, one on each core
+python experiments/reading/study.py tuning main longer again more ablation   # all that is not done, one on each core
 python experiments/reading/study.py words-again-6 vit8-again-6    # these runs
 python experiments/reading/study.py                               # what there is, and what is done
 
