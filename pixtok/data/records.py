@@ -1,8 +1,8 @@
 """Records of ArrayRecord files, read at random.
 
 Grain's `ArrayRecordDataSource` asks a file for a list of records, which takes longer the more records the file has
-(array_record 0.8.6: `pixtok bench data`); to seek takes the same time in every file.  A reader that seeks serves one
-thread at a time, so a file has as many readers as threads have ever asked it for a record at once.
+(array_record 0.8.6; experiments/LOG.md, "A record found by its number"); to seek takes the same time in every file.
+A reader that seeks serves one thread at a time, so a file has as many readers as threads ever read it at once.
 """
 
 import bisect
