@@ -88,7 +88,8 @@ def read_csv(path: Path, columns: dict[str, str]) -> Runs:
         "C": f"column {columns['C']} of {path.name}" if "C" in columns else "6·N·D",
         "L": f"column {columns['loss']} of {path.name}",
     }
-    _check(names, N=n, D=d, loss=loss, C=c, unique=np.minimum(unique, d))
+    lines_read = [f"{path}:{2 + at}" for at in range(len(n))]
+    _check(lines_read, N=n, D=d, loss=loss, C=c, unique=np.minimum(unique, d))
     return Runs(names, Points.of(n, d, unique, loss), c, meaning, [], [], [], told=False)
 
 

@@ -59,9 +59,9 @@ def test_a_table_is_read_by_its_columns(tmp_path):
         (TABLE, COLUMNS | {"Z": "val"}, "--columns tells N, D, loss, C, unique, name; not Z"),
         (TABLE, COLUMNS | {"loss": "test"}, "has no column 'test'; it has name, params"),
         (TABLE.replace("2.9", "lots"), COLUMNS, "table.csv:3: val is no number: 'lots'"),
-        (TABLE.replace("2.9", "nan"), COLUMNS, "b: loss must be positive and finite; got nan"),
-        (TABLE.replace("2e6", "-2"), COLUMNS, "b: N must be positive and finite; got -2"),
-        (TABLE.replace("1.3e15", "-1"), COLUMNS | {"C": "flops"}, "a: C must be positive and finite; got -1"),
+        (TABLE.replace("2.9", "nan"), COLUMNS, "table.csv:3: loss must be positive and finite; got nan"),
+        (TABLE.replace("2e6", "-2"), COLUMNS, "table.csv:3: N must be positive and finite; got -2"),
+        (TABLE.replace("1.3e15", "-1"), COLUMNS | {"C": "flops"}, "table.csv:2: C must be positive and finite; got -1"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, columns, message):
