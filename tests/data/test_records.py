@@ -58,6 +58,12 @@ def test_a_copy_in_another_process_reads_the_same(files):
     assert [copied[number] for number in (243, 0, 100)] == [content(number) for number in (243, 0, 100)]
 
 
+def test_a_file_that_is_not_there_is_no_empty_one(files):
+    files[1].unlink()
+    with pytest.raises(Exception, match=f"No such file or directory.*{files[1]}"):
+        Records(files)
+
+
 def test_a_record_that_is_damaged_is_no_record(tmp_path):
     noise = np.random.default_rng(0).bytes(5000)  # nothing that compression would shorten
     writer = array_record_module.ArrayRecordWriter(str(tmp_path / "0"), "group_size:1")
