@@ -385,11 +385,13 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert "| words | data | 5 |" in text
     assert "| words | more images, fresh seeds | 4 |" in text
     assert "| words | more images, eight more seeds | 8 |" in text
-    assert "| words | more images, all seeds | 15 |" in text
-    assert ("| vit16 | more images, all seeds | 7 |" in text) == ("vit16" in smallest)
+    assert "| words | more images, seven seeds | 7 |" in text
+    assert "| words | more images, fifteen seeds | 15 |" in text
     rows = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("| words-")}
-    all_seeds = {8: "-10.0 (", 14: "-27.5 ("}[smallest["words"]]  # four of fifteen read otherwise
-    assert rows["| words-all − vit8-all"].split(" | ")[1].startswith("no comparison" if "no" in second else all_seeds)
+    pooled = {8: ("-21.4 (", "-10.0 ("), 14: ("-16.1 (", "-27.5 (")}[smallest["words"]]  # four read otherwise
+    for name, value in zip(("seven", "fifteen"), pooled, strict=True):
+        row = rows[f"| words-{name} − vit8-{name}"].split(" | ")
+        assert row[1].startswith("no comparison" if "no" in second else value)
     usual, fresh = (75.0, 37.5) if smallest["words"] == 8 else (37.5, 75.0)
     shares = [usual] * 3 + [fresh] * 4 + [usual] * 8
     assert f"| {', '.join(map(str, shares))} |" in text

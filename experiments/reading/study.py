@@ -92,12 +92,9 @@ AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again"
 """The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
 MORE = {"words-more": "words-long", "vit8-more": "vit8-150000"}
 """H2 a last time (PROTOCOL.md, fourth addendum)."""
-POOLED = {
-    "words-all": ("words-long", "words-again", "words-more"),
-    "vit8-all": ("vit8-150000", "vit8-again", "vit8-more"),
-    "vit16-all": ("vit16-long", "vit16-again"),
-}
-"""The seeds of all these cells."""
+POOLED = {cell.replace("again", "seven"): (of, cell) for cell, of in AGAIN.items()}
+POOLED |= {cell.replace("more", "fifteen"): (of, cell.replace("more", "again"), cell) for cell, of in MORE.items()}
+"""The seeds of these cells together: 1 to 7, 1 to 15."""
 _SEEDS, _FRESH, _LAST = range(1, 4), range(4, 8), range(8, 16)
 _READS = ("test", "held-out")
 
