@@ -355,7 +355,8 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "Few labels": labels_table(results),
     }
     notes = {
-        "Arms": "Intervals of 95 %, over images and seeds.",
+        "Arms": "Intervals of 95 %, over images and seeds; in them the height of a seed that is beyond "
+        f"{HEIGHT_K[-1]:g} px counts as {HEIGHT_K[-1]:g}.",
         "Beside the hypotheses": f"Intervals of {100 * LEVEL:g} %, over images and seeds; ≤, ≥: one height is above "
         f"{HEIGHT_K[-1]:g} px, and the interval of the other bounds the difference. Seed by seed: runs of one seed see "
         "the images in the same order. Verdicts are of the column before that, with as many degrees of freedom as the "

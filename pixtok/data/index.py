@@ -99,8 +99,7 @@ class Dataset:
         except InputError:
             raise
         except Exception as error:  # json, zip and ArrayRecord raise what they like
-            reason = "".join(str(error).splitlines()[:1])
-            raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}): build it again") from None
+            raise self._damaged(error) from None
 
     def vocabulary(self) -> words.Vocabulary:
         """The vocabulary that the data set was built with."""
@@ -111,5 +110,12 @@ class Dataset:
         return len(self.index.split_N)
 
     def read(self, documents: Iterable[int]) -> list[Document]:
-        """The documents at these positions, images still encoded.  Safe from several threads."""
-        return [unpack_record(self._records[int(position)]) for position in documents]
+        """The documents at these positions, images still encoded.  Safe from several threads.  Raises InputError."""
+        try:
+            return [unpack_record(self._records[int(position)]) for position in documents]
+        except Exception as error:  # ArrayRecord and msgpack raise what they like
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> InputError:
+        reason = "".join(str(error).splitlines()[:1])
+        return InputError(f"{self.path} is damaged ({type(error).__name__}: {reason}): build it again")

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import json
 import shutil
 
@@ -6,9 +8,11 @@ import pytest
 
 from helpers import save_image
 from pixtok import words
+from pixtok.config import PRESETS, Data
 from pixtok.data import images
 from pixtok.data.build import Settings, assign_splits, build, train_vocabulary
 from pixtok.data.index import SPLITS, Dataset
+from pixtok.data.pipeline import Loader
 from pixtok.errors import InputError
 
 
@@ -148,6 +152,22 @@ def test_a_damaged_data_set_says_so(dataset, tmp_path, name, left):
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(InputError, match=r"damaged is damaged \(.*\): build it again"):
         Dataset(tmp_path / "damaged")
+
+
+def test_a_damaged_record_says_so(dataset, tmp_path, capfd):
+    shutil.copytree(dataset, tmp_path / "damaged")
+    file = tmp_path / "damaged" / "documents-00000.array_record"
+    content = bytearray(file.read_bytes())
+    for at in range(1000, len(content) - 70_000, 1000):  # none but the index at the end
+        content[at] ^= 255
+    file.write_bytes(content)
+    message = r"damaged is damaged \(.*\): build it again"
+    with pytest.raises(InputError, match=message):
+        Dataset(tmp_path / "damaged").read(range(24))
+    data = Data(str(tmp_path / "damaged"), slots=64, windows=32)
+    loader = Loader(data, dataclasses.replace(PRESETS["tiny"], window=16), split="train", batch_size=2, seed=0)
+    with loader.stream(0) as batches, pytest.raises(InputError, match=message):
+        list(itertools.islice(batches, 30))
 
 
 def test_one_usable_file_is_enough(tmp_path):
