@@ -113,7 +113,7 @@ class Dataset:
         """The documents at these positions, images still encoded.  Safe from several threads.  Raises InputError."""
         try:
             return [unpack_record(self._records[int(position)]) for position in documents]
-        except Exception as error:  # ArrayRecord and msgpack raise what they like
+        except (RuntimeError, ValueError) as error:  # ArrayRecord's, msgpack's
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> InputError:

@@ -154,7 +154,7 @@ def test_a_damaged_data_set_says_so(dataset, tmp_path, name, left):
         Dataset(tmp_path / "damaged")
 
 
-def test_a_damaged_record_says_so(dataset, tmp_path, capfd):
+def test_a_damaged_record_says_so(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "damaged")
     file = tmp_path / "damaged" / "documents-00000.array_record"
     content = bytearray(file.read_bytes())
@@ -164,6 +164,8 @@ def test_a_damaged_record_says_so(dataset, tmp_path, capfd):
     message = r"damaged is damaged \(.*\): build it again"
     with pytest.raises(InputError, match=message):
         Dataset(tmp_path / "damaged").read(range(24))
+    with pytest.raises(IndexError):  # which is no damage
+        Dataset(tmp_path / "damaged").read([24])
     data = Data(str(tmp_path / "damaged"), slots=64, windows=32)
     loader = Loader(data, dataclasses.replace(PRESETS["tiny"], window=16), split="train", batch_size=2, seed=0)
     with loader.stream(0) as batches, pytest.raises(InputError, match=message):

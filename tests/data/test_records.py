@@ -53,8 +53,10 @@ def test_threads_do_not_read_each_others_records(files):
         assert all(pool.map(some, range(8)))
 
 
-def test_a_copy_in_another_process_reads_the_same(files):
-    copied = pickle.loads(pickle.dumps(Records(files)))
+def test_a_copy_for_another_process_reads_the_same(files):
+    records = Records(files)
+    records[5]  # opens a file
+    copied = pickle.loads(pickle.dumps(records))
     assert [copied[number] for number in (243, 0, 100)] == [content(number) for number in (243, 0, 100)]
 
 
