@@ -403,6 +403,29 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
         assert min(images.read(study.RESULTS.parent / picture).shape[:2]) > 30
 
 
+def test_what_is_trained_once_more_stands_beside_the_first_time(tests_of_eight, monkeypatch):
+    for job in study.main_jobs():
+        reads(tests_of_eight, job, 8)
+    first = study.RESULTS
+    monkeypatch.setattr(study, "RESULTS", first / study.REPEATED)
+    study.RESULTS.mkdir()
+    for cell in study.cells():
+        for rate in study.RATES:
+            put(study._tuning(cell, rate), validation=-rate if cell == "words-data" else rate)  # others are chosen
+    for job in study.main_jobs():
+        if job.tuned != "vit8-data" or job.seed != 3:  # not yet
+            reads(tests_of_eight, job, 14 if job.arm == "words" else 8)
+    monkeypatch.setattr(study, "RESULTS", first)
+    both = Results(tests_of_eight), Results(tests_of_eight, study.REPEATED)
+    rows = {name: rest for name, *rest in report.repeated_table(*both)}
+    assert rows["words-data"] == ["75.0 % (75.0 to 75.0), rate 0.001", "37.5 % (37.5 to 37.5), rate 0.002"]
+    assert rows["words-data − vit16-data: exact, points"] == ["+0.0 (+0.0 to +0.0)", "-37.5 (-37.5 to -37.5)"]
+    assert rows["words-data − vit8-data: exact, points"] == ["+0.0 (+0.0 to +0.0)", report.NONE]
+    assert rows["fold4-1"] == rows["words-long"] == [report.MISSING] * 2
+    (runs,) = re.findall(r"here; (\d+) runs, ", report._cost(study.repeated_jobs(), study.REPEATED))
+    assert int(runs) == len(list((first / study.REPEATED).glob("*.json")))
+
+
 @pytest.mark.parametrize(
     ("words", "vit16", "verdict", "beyond", "shown"),
     [

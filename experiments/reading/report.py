@@ -301,6 +301,27 @@ def labels_table(results: Results) -> list[list[str]]:
     return rows
 
 
+def repeated_table(first: Results, again: Results) -> list[list[str]]:
+    """What was trained once more, beside what came out the first time."""
+    rows = [["", "first", "once more"]]
+    for theirs, long in (("vit16-data", "vit16-long"), ("vit8-data", "vit8-150000")):
+        for one, other in (("words-data", theirs), ("words-long", long)):
+            exact = (_points(results, one, other) for results in (first, again))
+            heights = (_pixels(results, "h90", one, other) for results in (first, again))
+            rows += [[f"{one} − {other}: exact, points", *exact], [f"{one} − {other}: h90, px", *heights]]
+    ablations = (job.name for job in study.ablations() if job.reads)
+    rows += [[cell, _exact(first, cell), _exact(again, cell)] for cell in (*study.cells(), *study.LONGER, *ablations)]
+    return rows
+
+
+def _exact(results: Results, cell: str) -> str:
+    """Of all heights, and the learning rate."""
+    found, summary = results.results(cell), results.summary(cell)
+    if summary is None:
+        return MISSING
+    return f"{percent(stats.estimate(summary, 'exact'))}, rate {found[0]['settings']['rate']:g}"
+
+
 def _one_seed(results: Results) -> str:
     """What a difference between single runs is worth."""
     summary = results.summary("words-data")
@@ -320,10 +341,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _cost() -> str:
-    """On what, when, and for how long."""
-    runs = [found for job in study.all_jobs() if (found := study.result(job)) is not None]
-    tuned = [found for cell in study.cells() for found in study.tried(cell).values()]
+def _cost(jobs: list[study.Job], within: str = "") -> str:
+    """On what, when, and for how long; of results in a folder of `study.RESULTS`."""
+    tuned = [found for cell in study.cells() for found in study.tried(cell, within).values()]
+    runs = [found for job in jobs if (found := study.result(job, within)) is not None]
     minutes = [sum(one["minutes"].values()) for one in runs + tuned]
     made = "; ".join(sorted({one["made"] for one in runs + tuned}))
     count = f"{len(minutes)} runs, {len(tuned)} of them to choose learning rates"
@@ -366,6 +387,13 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "each, intervals over images alone. A run on all images may begin to read after more than these (LOG.md): "
         "shares near nothing tell of too little training, not of pretraining.",
     }
+    if any((study.RESULTS / study.REPEATED).glob("*.json")):
+        tables["Trained once more"] = repeated_table(results, Results(folder, study.REPEATED))
+        notes["Trained once more"] = (
+            "All runs without fresh seeds, from nothing, rates chosen anew (PROTOCOL.md, fifth addendum): without a "
+            f"verdict. Intervals of differences are of {100 * LEVEL:g} %, all others of 95 %; of one seed, over images "
+            f"alone. {_cost(study.repeated_jobs(), study.REPEATED)}"
+        )
     data, matched = ([cell for cell in study.cells() if cell.endswith(end)] for end in ("data", "flops"))
     figures = {
         "images": (curves(results, data), f"After equal images; {_BARS}."),
@@ -377,7 +405,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "fold": (fold_map(names, shares), _FOLD),
     }
     sheets = {cell: made for cell in study.COMPARED if (made := mistakes(results, cell)) is not None}
-    cost = _cost()
+    cost = _cost(study.all_jobs())
     body = "".join(
         [
             *(f"<p><strong>{html.escape(text)}</strong></p>" for text in verdicts),

@@ -17,9 +17,9 @@ HEIGHT_K = np.array(source.HEIGHTS, float)
 class Results:
     """What all runs read, by test set."""
 
-    def __init__(self, folder: Path = study.DATA) -> None:
-        """`folder`: where the test images are."""
-        self._tests = {}
+    def __init__(self, folder: Path = study.DATA, within: str = "") -> None:
+        """`folder`: where the test images are; `within`: the folder of `study.RESULTS`."""
+        self._tests, self._within = {}, within
         for name in source.TESTS:
             if not (folder / f"{name}.npz").exists():
                 raise InputError(f"{folder} has no {name}.npz: python experiments/reading/source.py CIFAR makes it")
@@ -34,7 +34,7 @@ class Results:
         """Of its seeds: `CELL-1`, `CELL-2`, …; of another single run, its name; of `study.POOLED`, of all its cells."""
         cells = study.POOLED.get(cell, (cell,))
         jobs = [job for job in study.all_jobs() for name in cells if job.name in (name, f"{name}-{job.seed}")]
-        return [found for found in map(study.result, jobs) if found is not None]
+        return [found for job in jobs if (found := study.result(job, self._within)) is not None]
 
     def cell(self, name: str, test: str = "test", contrast: int | None = None) -> stats.Cell | None:
         """What its seeds read of a test, or of the images of one contrast there."""

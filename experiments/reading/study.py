@@ -45,6 +45,8 @@ R = TypeVar("R")
 DATA = Path("datasets/reading")
 RUNS = Path("runs/reading")
 RESULTS = Path(__file__).parents[1] / "results" / "reading"
+REPEATED = "repeated"
+"""Folder there of what came out once more (PROTOCOL.md, fifth addendum)."""
 RATES = (5e-4, 1e-3, 2e-3)
 """First tried; then half and twice, as long as the best is at an end."""
 LABELS = (1000, 4000, 16000)
@@ -175,6 +177,11 @@ def all_jobs() -> list[Job]:
     return [job for jobs in STAGES.values() for job in jobs()]
 
 
+def repeated_jobs() -> list[Job]:
+    """All without those of fresh seeds: after tuning, what is trained once more."""
+    return [job for stage in ("main", "longer", "ablation") for job in STAGES[stage]()]
+
+
 def _tuning(cell: str, rate: float) -> Job:
     arm, images = cells()[cell]
     few = max(arms.BATCH, images // TUNING // arms.BATCH * arms.BATCH)
@@ -191,11 +198,12 @@ def tuning(cell: str) -> Iterator[Job]:
         yield _tuning(cell, best / 2 if best == rates[0] else best * 2)
 
 
-def tried(cell: str) -> dict[float, dict[str, Any]]:
-    """Learning rate → what a run with it gave."""
-    rates = [json.loads(file.read_text())["settings"]["rate"] for file in RESULTS.glob(f"tuning-{cell}-*.json")]
+def tried(cell: str, within: str = "") -> dict[float, dict[str, Any]]:
+    """Learning rate → what a run with it gave; of results in a folder of `RESULTS`."""
+    files = (RESULTS / within).glob(f"tuning-{cell}-*.json")
+    rates = [json.loads(file.read_text())["settings"]["rate"] for file in files]
     jobs = {rate: _tuning(cell, rate) for rate in sorted(rates)}
-    return {rate: found for rate, job in jobs.items() if (found := result(job)) is not None}
+    return {rate: found for rate, job in jobs.items() if (found := result(job, within)) is not None}
 
 
 def all_tuning() -> list[Job]:
@@ -203,17 +211,17 @@ def all_tuning() -> list[Job]:
     return [_tuning(cell, rate) for cell in cells() for rate in sorted({*RATES, *tried(cell)})]
 
 
-def chosen(cell: str) -> float:
+def chosen(cell: str, within: str = "") -> float:
     """The learning rate of a cell.  Raises InputError before it is tuned."""
-    found = tried(cell)
+    found = tried(cell, within)
     if len(found) < len(RATES):
         raise InputError(f"{cell} is not tuned yet: python experiments/reading/study.py tuning")
     return min(found, key=lambda rate: found[rate]["validation"])
 
 
-def settings(job: Job) -> dict[str, Any]:
+def settings(job: Job, within: str = "") -> dict[str, Any]:
     """All that its result depends on."""
-    rate = job.rate or chosen(job.tuned)
+    rate = job.rate or chosen(job.tuned, within)
     train = dataclasses.asdict(arms.config(job.arm, job.images, rate, job.seed).train)
     before = _before(job)
     return {
@@ -223,7 +231,7 @@ def settings(job: Job) -> dict[str, Any]:
         "schedule": {name: value for name, value in train.items() if not name.startswith(("log", "eval"))},
         "source": source.VERSION,
         "reads": list(job.reads),
-        "init": None if before is None else settings(before),
+        "init": None if before is None else settings(before, within),
     }
 
 
@@ -232,16 +240,16 @@ def _before(job: Job) -> Job | None:
     return next((one for one in ablations() if one.name == job.init), None)
 
 
-def _file(job: Job) -> Path:
-    return RESULTS / f"{job.name}.json"
+def _file(job: Job, within: str = "") -> Path:
+    return RESULTS / within / f"{job.name}.json"
 
 
-def result(job: Job) -> dict[str, Any] | None:
-    """What a run of these settings gave, None where there is nothing yet."""
-    if not _file(job).exists():
+def result(job: Job, within: str = "") -> dict[str, Any] | None:
+    """What a run of these settings gave, None where there is nothing yet; in a folder of `RESULTS`."""
+    if not _file(job, within).exists():
         return None
-    found = json.loads(_file(job).read_text())
-    return found if found["settings"] == json.loads(json.dumps(settings(job))) else None
+    found = json.loads(_file(job, within).read_text())
+    return found if found["settings"] == json.loads(json.dumps(settings(job, within))) else None
 
 
 def folder(job: Job) -> Path:
