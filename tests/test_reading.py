@@ -188,7 +188,7 @@ def test_what_was_trained_otherwise_is_not_done(results, monkeypatch):
 
 
 def test_what_begins_with_other_weights_is_not_done(results, monkeypatch):
-    monkeypatch.setattr(study, "chosen", lambda cell: 1e-3)
+    monkeypatch.setattr(study, "chosen", lambda *cell: 1e-3)
     (job,) = [job for job in study.ablations() if job.name == "words-1000-pretrained"]
     put(job)
     folder = study.folder(job)
@@ -480,7 +480,7 @@ def test_a_difference_with_one_end_is_said_as_such(px, upper, said):
 
 
 def test_results_made_anew_are_compared_with_those_of_a_commit(results, monkeypatch, capsys):
-    monkeypatch.setattr(study, "chosen", lambda cell: 1e-3)
+    monkeypatch.setattr(study, "chosen", lambda *cell: 1e-3)
     first, second, third = study.main_jobs()[:3]
     for job in (first, second):
         put(job, tests={"test": {"distances": study.encode([0, 1, 2, 0]), "wrong": []}})
