@@ -136,6 +136,7 @@ def test_names_of_runs_are_their_own(results):
     stages = (study.longer(), study.again(), study.more())
     numbers = [{job.seed for job in stage} for stage in stages]  # fresh in each
     assert sum(map(len, numbers)) == len(set.union(*numbers))
+    assert {job.seed for job in study.half()} == numbers[1] | numbers[2]  # as the patches that they are compared with
     begun = {job.init for job in jobs if job.init}
     assert begun <= {job.name for job in jobs}
 
@@ -351,9 +352,9 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     readme.write_text(f"# Title\n\n{report._MARKS[0]}\nold\n{report._MARKS[1]}\n\nrest\n")
     monkeypatch.setattr(report, "__file__", str(tests_of_eight / "report.py"))
     again = smallest | {"words": 22 - smallest["words"]}  # fresh seeds of 8 read 14, of 14 read 8
-    for job in study.main_jobs() + study.longer() + study.again() + study.more():
+    for job in study.main_jobs() + study.longer() + study.again() + study.more() + study.half():
         if job.arm in smallest:
-            reads(tests_of_eight, job, (again if "again" in job.name else smallest)[job.arm])
+            reads(tests_of_eight, job, (again if "again" in job.name or "half" in job.name else smallest)[job.arm])
     report.main(str(photos), tests_of_eight)
     said = capsys.readouterr().out.splitlines()
     assert first in said[0]
@@ -368,13 +369,15 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert second in said[6]
     assert "H2" in said[6]
     assert "fourth addendum" in said[6]
-    assert said[7].count("points: 8 × 8, ") == 1
-    assert ("8 × 8, no comparison" in said[7]) == ("no comparison" in second)
-    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[7]) == (second == "HOLDS")
-    assert "16 × 16, no comparison" in said[7]
+    assert other.get(second, second) in said[7]
+    assert "sixth addendum" in said[7]
+    assert said[8].count("points: 8 × 8, ") == 1
+    assert ("8 × 8, no comparison" in said[8]) == ("no comparison" in second)
+    assert ("8 × 8, +0.0 (+0.0 to +0.0)" in said[8]) == (second == "HOLDS")
+    assert "16 × 16, no comparison" in said[8]
     page = study.RESULTS.with_suffix(".html").read_text()
     shown = re.findall(r"<strong>(.*?)</strong>", page)
-    assert [len(shown), page.count("<svg")] == [8, 4]
+    assert [len(shown), page.count("<svg")] == [9, 4]
     assert first in shown[0]
     assert "data:image/png" in page
     assert report.MISSING in page  # upw, full and all ablations
@@ -387,6 +390,9 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     assert "| words | more images, eight more seeds | 8 |" in text
     assert "| words | more images, seven seeds | 7 |" in text
     assert "| words | more images, fifteen seeds | 15 |" in text
+    assert "| words | more images, twelve seeds, half the rate | 12 |" in text
+    if "vit8" in smallest:
+        assert "| vit8 | more images, twelve seeds | 12 |" in text
     rows = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("| words-")}
     pooled = {8: ("-21.4 (", "-10.0 ("), 14: ("-16.1 (", "-27.5 (")}[smallest["words"]]  # four read otherwise
     for name, value in zip(("seven", "fifteen"), pooled, strict=True):
@@ -571,7 +577,7 @@ def test_the_pace_of_arms_tells_how_long_the_study_takes(results, monkeypatch, c
     with pytest.raises(InputError, match=r"has no test\.npz"):
         pace.main([])
     (results / "test.npz").touch()
-    with pytest.raises(InputError, match=r"^stages are tuning, main, longer, again, more, ablation; got most$"):
+    with pytest.raises(InputError, match=r"^stages are tuning, main, longer, again, more, half, ablation; got most$"):
         pace.main(["main", "most"])
     pace.main(["tuning", "again"])
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}

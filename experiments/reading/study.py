@@ -1,7 +1,7 @@
 """All runs of the study, and what each reads: one file of results for each.
 
 python experiments/reading/source.py CIFAR                        # the data, once
-python experiments/reading/study.py tuning main longer again more ablation   # all that is not done, one on each core
+python experiments/reading/study.py tuning main longer again more half ablation  # all not done, one on each core
 python experiments/reading/study.py words-again-6 vit8-again-6    # these runs
 python experiments/reading/study.py                               # what there is, and what is done
 
@@ -94,20 +94,23 @@ AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again"
 """The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
 MORE = {"words-more": "words-long", "vit8-more": "vit8-150000"}
 """H2 a last time (PROTOCOL.md, fourth addendum)."""
-POOLED = {cell.replace("again", "seven"): (of, cell) for cell, of in AGAIN.items()}
+POOLED: dict[str, tuple[str, ...]] = {cell.replace("again", "seven"): (of, cell) for cell, of in AGAIN.items()}
 POOLED |= {cell.replace("more", "fifteen"): (of, cell.replace("more", "again"), cell) for cell, of in MORE.items()}
-"""The seeds of these cells together: 1 to 7, 1 to 15."""
+POOLED |= {"vit8-twelve": ("vit8-again", "vit8-more")}
+"""The seeds of these cells together: 1 to 7, 1 to 15, 4 to 15."""
+HALF = {"words-half": "words-long"}
+"""At half the rate that tuning chose, of seeds 4 to 15: H2 for it (PROTOCOL.md, sixth addendum)."""
+HALF_RATE = 5e-4
 _SEEDS, _FRESH, _LAST = range(1, 4), range(4, 8), range(8, 16)
 _READS = ("test", "held-out")
 
 
 def seeds(cell: str) -> int:
-    """How many: five of what the hypotheses compare, four and eight of what repeats them, three of all others."""
+    """How many: five of what the hypotheses compare, four, eight, twelve of what repeats them, three of all others."""
     if cell in POOLED:
         return sum(map(seeds, POOLED[cell]))
-    of_some = (
-        {GUARD: 1} | dict.fromkeys(COMPARED, 5) | dict.fromkeys(AGAIN, len(_FRESH)) | dict.fromkeys(MORE, len(_LAST))
-    )
+    of_some = {GUARD: 1} | dict.fromkeys(COMPARED, 5) | dict.fromkeys(AGAIN, len(_FRESH))
+    of_some |= dict.fromkeys(MORE, len(_LAST)) | dict.fromkeys(HALF, len(_FRESH) + len(_LAST))
     return of_some.get(cell, len(_SEEDS))
 
 
@@ -132,9 +135,9 @@ def main_jobs() -> list[Job]:
     ]
 
 
-def _after_more(cell: str, of: str, numbers: range) -> list[Job]:
+def _after_more(cell: str, of: str, numbers: Iterable[int], rate: float = 0.0) -> list[Job]:
     arm, images = LONGER[of]
-    return [Job(f"{cell}-{seed}", arm, images, seed, tuned=f"{arm}-data", reads=_READS) for seed in numbers]
+    return [Job(f"{cell}-{seed}", arm, images, seed, rate, f"{arm}-data", reads=_READS) for seed in numbers]
 
 
 def longer() -> list[Job]:
@@ -150,6 +153,11 @@ def again() -> list[Job]:
 def more() -> list[Job]:
     """Those of its fourth, each seed of both before the next."""
     return [job for seed in _LAST for cell, of in MORE.items() for job in _after_more(cell, of, range(seed, seed + 1))]
+
+
+def half() -> list[Job]:
+    """Those of its sixth: the fresh seeds of the third and fourth, at another rate."""
+    return [job for cell, of in HALF.items() for job in _after_more(cell, of, (*_FRESH, *_LAST), HALF_RATE)]
 
 
 def ablations() -> list[Job]:
@@ -168,7 +176,7 @@ def ablations() -> list[Job]:
     return jobs
 
 
-STAGES = {"main": main_jobs, "longer": longer, "again": again, "more": more, "ablation": ablations}
+STAGES = {"main": main_jobs, "longer": longer, "again": again, "more": more, "half": half, "ablation": ablations}
 """After tuning: name → jobs."""
 
 
