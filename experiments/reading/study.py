@@ -93,13 +93,13 @@ LONGER = {
 AGAIN = {"words-again": "words-long", "vit8-again": "vit8-150000", "vit16-again": "vit16-long"}
 """The same with seeds that nothing was chosen by: H1 and H2 once more (PROTOCOL.md, third addendum)."""
 MORE = {"words-more": "words-long", "vit8-more": "vit8-150000"}
-"""H2 a last time (PROTOCOL.md, fourth addendum)."""
+"""H2 of eight more (PROTOCOL.md, fourth addendum)."""
 POOLED: dict[str, tuple[str, ...]] = {cell.replace("again", "seven"): (of, cell) for cell, of in AGAIN.items()}
 POOLED |= {cell.replace("more", "fifteen"): (of, cell.replace("more", "again"), cell) for cell, of in MORE.items()}
-POOLED |= {"vit8-twelve": ("vit8-again", "vit8-more")}
+POOLED |= {f"{arm}-twelve": (f"{arm}-again", f"{arm}-more") for arm in ("words", "vit8")}
 """The seeds of these cells together: 1 to 7, 1 to 15, 4 to 15."""
 HALF = {"words-half": "words-long"}
-"""At half the rate that tuning chose, of seeds 4 to 15: H2 for it (PROTOCOL.md, sixth addendum)."""
+"""At half of what tuning chose first, of seeds 4 to 15: H2 for that rate (PROTOCOL.md, sixth addendum)."""
 HALF_RATE = 5e-4
 _SEEDS, _FRESH, _LAST = range(1, 4), range(4, 8), range(8, 16)
 _READS = ("test", "held-out")
