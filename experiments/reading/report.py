@@ -406,7 +406,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "flops": (curves(results, ["words-data", "vit8-data", *matched]), f"After equal FLOPs; {_BARS}."),
         "longer": (
             curves(results, [study.GUARD, "words-fifteen", "words-half", "vit8-fifteen", "vit16-seven"]),
-            "After more images: 150,000, seven to fifteen seeds (words-half: pixels at a rate of 0.0005, seeds 4 to 15), "
+            "After more images: 150,000, seven to fifteen seeds (words-half: pixels at a rate of 0.0005, twelve), "
             f"vit8-long 180,000, one seed; {_BARS}.",
         ),
         "fold": (fold_map(names, shares), _FOLD),
