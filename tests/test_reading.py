@@ -12,6 +12,7 @@ import pytest
 import arms
 import ceiling
 import compare
+import figures
 import pace
 import report
 import source
@@ -427,6 +428,11 @@ def test_what_is_trained_once_more_stands_beside_the_first_time(tests_of_eight, 
     assert rows["words-data − vit16-data: exact, points"] == ["+0.0 (+0.0 to +0.0)", "-37.5 (-37.5 to -37.5)"]
     assert rows["words-data − vit8-data: exact, points"] == ["+0.0 (+0.0 to +0.0)", report.NONE]
     assert rows["fold4-1"] == rows["words-long"] == [report.MISSING] * 2
+    names, shares = figures.fold_shares({"": both[0], ", once more": both[1]}, {one: [] for one in source.CONTRASTS})
+    shown = dict(zip(names, shares.tolist(), strict=True))
+    assert shown["F = 16"] == [0.75] * len(source.CONTRASTS)
+    assert shown["F = 16, once more"] == [0.375] * len(source.CONTRASTS)
+    assert np.isnan(shown["F = 4, once more"]).all()
     (runs,) = re.findall(r"here; (\d+) runs, ", report._cost(study.repeated_jobs(), study.REPEATED))
     assert int(runs) == len(list((first / study.REPEATED).glob("*.json")))
 

@@ -12,6 +12,7 @@ import source
 import stats
 from pixtok import page
 from pixtok.data import images
+from pixtok.files import progress_bar
 from pixtok.sample import sheet
 from results import HEIGHT_K, Results
 
@@ -46,27 +47,34 @@ def mistakes(results: Results, cell: str) -> tuple[bytes, str] | None:
     return images.encode(np.asarray(sheet(list(pictures), columns=6))), f"Mistakes of {cell}, row by row: {said}."
 
 
-def fold_shares(results: Results, scenes: dict[int, list[source.Scene]]) -> tuple[list[str], np.ndarray]:
-    """→ (rows: an arm and its ceiling for each fold factor; share read exactly at each contrast, NaN: not measured)."""
+def fold_shares(of: dict[str, Results], scenes: dict[int, list[source.Scene]]) -> tuple[list[str], np.ndarray]:
+    """→ (rows: for each fold factor `of`, by what is added to its name, and the ceiling; shares read exactly).
+
+    Shares are by row and contrast, NaN: not measured.
+    """
     factors = sorted((*arms.FOLDS, 16))
-    of_image = {contrast: [ceiling.exact(one, factors) for one in drawn] for contrast, drawn in scenes.items()}
-    best = np.array([np.mean(of_image[contrast], axis=0) for contrast in source.CONTRASTS])
+    best_CF = np.zeros((len(source.CONTRASTS), len(factors)))
+    with progress_bar("ideal reader") as bar:
+        task = bar.add_task("", total=sum(map(len, scenes.values())), note="images")
+        for best_F, contrast in zip(best_CF, source.CONTRASTS, strict=True):
+            for one in scenes[contrast]:
+                best_F += ceiling.exact(one, factors) / len(scenes[contrast])
+                bar.advance(task)
     names, shares = [], []
     for at, factor in enumerate(factors):
-        names.append(f"F = {factor}")
-        cells = [
-            results.cell("words-data" if factor == 16 else f"fold{factor}", "contrast", contrast)
-            for contrast in source.CONTRASTS
-        ]
-        shares.append([np.nan if cell is None else float((cell.distance_TN[0] == 0).mean()) for cell in cells])
+        for name, results in of.items():
+            arm = "words-data" if factor == 16 else f"fold{factor}"
+            cells = [results.cell(arm, "contrast", contrast) for contrast in source.CONTRASTS]
+            names.append(f"F = {factor}{name}")
+            shares.append([np.nan if cell is None else float((cell.distance_TN[0] == 0).mean()) for cell in cells])
         names.append(f"F = {factor}, ideal reader")
-        shares.append(best[:, at])
+        shares.append(best_CF[:, at])
     return names, np.array(shares)
 
 
 def fold_map(names: Sequence[str], share_RC: np.ndarray) -> Figure:
     """Contrast against fold factor."""
-    figure = Figure(figsize=(7, 5))
+    figure = Figure(figsize=(7, 1 + len(names) / 3))
     axes = figure.subplots()
     axes.imshow(share_RC, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(source.CONTRASTS)), [f"{contrast}" for contrast in source.CONTRASTS])

@@ -59,7 +59,10 @@ _ENDS = {
 """How names of cells end, in the order of the verdicts: (ViT-8 for H2, what is added to H1, to H2)."""
 _COMMANDS = f"{study.__doc__}\npython experiments/reading/report.py CIFAR"
 _BARS = "bars: 95 % intervals, over images alone where there is one seed"
-_FOLD = "Contrast against fold factor: words, one seed each, and an ideal reader, who knows font, place and ground."
+_FOLD = (
+    "Contrast against fold factor: words, one seed each (once more: with rates chosen anew), and an ideal reader, who "
+    "knows font, place and ground."
+)
 _MARKS = "<!-- results: report.py -->", "<!-- end of results -->"
 
 
@@ -374,7 +377,10 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         if hypothesis is second or end not in ("more", "half")  # not asked
     ]
     verdicts.append(alike(results))
-    names, shares = fold_shares(results, scenes)
+    repeated = any((study.RESULTS / study.REPEATED).glob("*.json"))
+    again = Results(folder, study.REPEATED)
+    folds = {"": results} | ({", once more": again} if repeated else {})
+    names, shares = fold_shares(folds, scenes)
     tables = {
         "Arms": arms_table(results),
         "Beside the hypotheses": beside_table(results),
@@ -393,8 +399,8 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         "each, intervals over images alone. A run on all images may begin to read after more than these (LOG.md): "
         "shares near nothing tell of too little training, not of pretraining.",
     }
-    if any((study.RESULTS / study.REPEATED).glob("*.json")):
-        tables["Trained once more"] = repeated_table(results, Results(folder, study.REPEATED))
+    if repeated:
+        tables["Trained once more"] = repeated_table(results, again)
         notes["Trained once more"] = (
             "All runs without fresh seeds, from nothing, rates chosen anew (PROTOCOL.md, fifth addendum): without a "
             f"verdict. Intervals of differences are of {100 * LEVEL:g} %, all others of 95 %; of one seed, over images "
