@@ -33,6 +33,7 @@ MISSING, NONE = "not measured", "no comparison"
 _PAIRS = (
     ("words-data", "vit8-data", "pixels less patches, windows of 8, parameters, data and FLOPs matched"),
     ("window16-data", "vit16-data", "pixels less patches, windows of 16, parameters and data matched"),
+    ("vit8-data", "vit16-data", "patches of 8 less patches of 16, parameters and data matched"),
     ("words-data", "vit16-data", "windows of 8 less patches of 16, parameters and data matched"),
     ("words-data", "vit16f-data", "the same, ViT-16 with a full-width stem, data matched"),
     ("words-data", "vit16-flops", "the same, FLOPs matched"),
@@ -48,6 +49,17 @@ _PAIRS = (
     ("words-seven", "vit16-seven", "windows of 8 less patches of 16, 150,000 images, seeds 1 to 7"),
 )
 """Differences that are shown: a cell, one that is taken from it, what that tells."""
+_BY_HEIGHT = (("words-twelve", "vit8-twelve"), ("words-half", "vit8-twelve"), ("words-seven", "vit16-seven"))
+"""Those shown at each height."""
+_ONCE_MORE = (
+    ("words-data", "vit16-data"),
+    ("words-long", "vit16-long"),
+    ("words-data", "vit16-flops"),
+    ("words-data", "vit8-data"),
+    ("words-long", "vit8-150000"),
+    ("window16-data", "vit16-data"),
+)
+"""Those that stand beside the same trained once more."""
 _FRESH = "; the same, fresh seeds: PROTOCOL.md, third addendum"
 _ENDS = {
     "data": ("vit8-data", "", ""),
@@ -71,14 +83,14 @@ def percent(one: stats.Estimate) -> str:
     return f"{100 * one.value:.1f} % ({100 * max(0, one.low):.1f} to {100 * one.high:.1f})"
 
 
-def _difference(results: Results, name: str, one: str, other: str) -> stats.Estimate | None:
-    """None where the protocol allows no comparison."""
+def _difference(results: Results, what: str | int, one: str, other: str) -> stats.Estimate | None:
+    """`what`: as of `stats.estimate`.  None where the protocol allows no comparison."""
     if _lacking(results, one, other):
         return None
     summaries = results.summary(one), results.summary(other)
     if summaries[0] is None or summaries[1] is None:
         return None
-    return stats.estimate(summaries[0], name, summaries[1], LEVEL)
+    return stats.estimate(summaries[0], what, summaries[1], LEVEL)
 
 
 def _top(results: Results, cell: str) -> float:
@@ -152,8 +164,8 @@ def alike(results: Results) -> str:
     return f"{what}: {'; '.join(f'{side} × {side}, {said}' for side, said in found.items())}."
 
 
-def _points(results: Results, one: str, other: str) -> str:
-    found = _difference(results, "exact", one, other)
+def _points(results: Results, one: str, other: str, what: str | int = "exact") -> str:
+    found = _difference(results, what, one, other)
     return NONE if found is None else _interval(found, 100)
 
 
@@ -235,6 +247,14 @@ def beside_table(results: Results) -> list[list[str]]:
     return rows
 
 
+def heights_table(results: Results) -> list[list[str]]:
+    """Differences at each height, in points."""
+    rows = [["exact, points", *(f"{height:g} px" for height in HEIGHT_K)]]
+    for one, other in _BY_HEIGHT:
+        rows.append([f"{one} − {other}", *(_points(results, one, other, at) for at in range(len(HEIGHT_K)))])
+    return rows
+
+
 def _by_seed(results: Results, one: str, other: str) -> str:
     """Exact matches, each seed less the same of the other cell, which saw the images in the same order."""
     summaries = results.summary(one), results.summary(other)
@@ -313,11 +333,10 @@ def labels_table(results: Results) -> list[list[str]]:
 def repeated_table(first: Results, again: Results) -> list[list[str]]:
     """What was trained once more, beside what came out the first time."""
     rows = [["", "first", "once more"]]
-    for theirs, long in (("vit16-data", "vit16-long"), ("vit8-data", "vit8-150000")):
-        for one, other in (("words-data", theirs), ("words-long", long)):
-            exact = (_points(results, one, other) for results in (first, again))
-            heights = (_pixels(results, "h90", one, other) for results in (first, again))
-            rows += [[f"{one} − {other}: exact, points", *exact], [f"{one} − {other}: h90, px", *heights]]
+    for one, other in _ONCE_MORE:
+        exact = (_points(results, one, other) for results in (first, again))
+        heights = (_pixels(results, "h90", one, other) for results in (first, again))
+        rows += [[f"{one} − {other}: exact, points", *exact], [f"{one} − {other}: h90, px", *heights]]
     ablations = (job.name for job in study.ablations() if job.reads)
     rows += [[cell, _exact(first, cell), _exact(again, cell)] for cell in (*study.cells(), *study.LONGER, *ablations)]
     return rows
@@ -384,6 +403,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
     tables = {
         "Arms": arms_table(results),
         "Beside the hypotheses": beside_table(results),
+        "By height": heights_table(results),
         "Ablations": ablation_table(results, scenes),
         "Few labels": labels_table(results),
     }
@@ -394,6 +414,7 @@ def main(cifar: str, folder: Path = study.DATA) -> None:
         f"{HEIGHT_K[-1]:g} px, and the interval of the other bounds the difference. Seed by seed: runs of one seed see "
         "the images in the same order. Verdicts are of the column before that, with as many degrees of freedom as the "
         "cell of fewer seeds has.",
+        "By height": f"Intervals of {100 * LEVEL:g} % each, over images and seeds; looked at afterwards: no verdict.",
         "Ablations": _one_seed(results),
         "Few labels": f"Exact matches after {max(study.LABELS):,} images, however many of them are different; one seed "
         "each, intervals over images alone. A run on all images may begin to read after more than these (LOG.md): "
