@@ -398,11 +398,10 @@ def test_the_page_says_first_what_was_found(smallest, first, second, tests_of_ei
     for name, value in zip(("seven", "fifteen"), pooled, strict=True):
         row = rows[f"| words-{name} − vit8-{name}"].split(" | ")
         assert row[1].startswith("no comparison" if "no" in second else value)
-    by_height = next(line for line in text.splitlines() if line.startswith("| words-half − vit8-twelve |")).split(
-        " | "
-    )[1:]
-    if second == "HOLDS":  # of the heights that vit8 reads, from 8 px, those from 14 are read by words-half
-        assert [cell.split(" ")[0] for cell in by_height] == ["+0.0"] * 2 + ["-100.0"] * 3 + ["+0.0"] * 3
+    (by_height,) = [line for line in text.splitlines() if line.startswith("| words-half − vit8-twelve |")]
+    if second == "HOLDS":  # of the heights that vit8 reads, from 8 px, words-half reads those from 14
+        shown = [cell.split(" ")[0] for cell in by_height.split(" | ")[1:]]
+        assert shown == ["+0.0"] * 2 + ["-100.0"] * 3 + ["+0.0"] * 3
     usual, fresh = (75.0, 37.5) if smallest["words"] == 8 else (37.5, 75.0)
     shares = [usual] * 3 + [fresh] * 4 + [usual] * 8
     assert f"| {', '.join(map(str, shares))} |" in text
